@@ -1,0 +1,111 @@
+"""A job: its states, the moves between them, and the record that the store keeps. Pure; no I/O."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import AwareDatetime, Field
+
+from runner.events import Record, RunSummary
+from runner.spec import RunSpec
+
+Priority = Literal["low", "normal", "high"]
+
+
+class JobState(StrEnum):
+    """Where a job stands. Only `store.py` moves one, each time in one atomic step with the event that tells of it."""
+
+    AWAITING_APPROVAL = "awaiting_approval"
+    """Submitted under a policy that wants a second person. The bot moves it in and out; a crash leaves it waiting."""
+    QUEUED = "queued"
+    """Waits in its pool. In: the bot's submit, a worker's requeue, the reconciler after a lost host. Out: a worker's
+    claim or a stop. A crash of anything leaves it queued; a lost ticket is issued again."""
+    RUNNING = "running"
+    """An attempt holds its lease. In: claim. Out: the attempt's end, a stop, or the lease running out, after which the
+    reconciler queues it again."""
+    STOPPING = "stopping"
+    """Somebody asked the running attempt to stop; its child writes a checkpoint and ends. If its host is lost first,
+    the reconciler ends the job as cancelled."""
+    SUCCEEDED = "succeeded"
+    """The verified adapter is published. Final."""
+    FAILED = "failed"
+    """Ended by an error that a retry would meet again. Final."""
+    CANCELLED = "cancelled"
+    """Ended because somebody asked. Final."""
+
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.AWAITING_APPROVAL: frozenset({JobState.QUEUED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.STOPPING, JobState.SUCCEEDED, JobState.FAILED}),
+    # A stop can come too late: what has already succeeded or failed is told as it is.
+    JobState.STOPPING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+"""Every legal move. Anything else is a bug, and the store refuses it."""
+
+FINAL_STATES = frozenset(state for state, following in TRANSITIONS.items() if not following)
+ACTIVE_STATES = frozenset({JobState.RUNNING, JobState.STOPPING})
+
+
+class JobRecord(Record):
+    """What is known of a job: the snapshot it was submitted with and where it stands."""
+
+    id: str
+    """`<project>-<five base-32 characters>`; short enough to type, unique for good because it names a folder."""
+    spec: RunSpec
+    """Resolved once, at submission; later edits of the project file do not touch it."""
+    pool: str
+    priority: Priority = "normal"
+    submitted_by: str
+    """Who asked: a Slack user id, or a login name from the shell."""
+    submitted_at: AwareDatetime
+    origin: dict[str, str] = Field(default_factory=dict)
+    """Where to report, opaque to the runner: the bot keeps channel and message here."""
+    state: JobState = JobState.QUEUED
+    attempt: int = 0
+    """Attempts begun; 0 while it has never run."""
+    host: str | None = None
+    """Host of the current or last attempt."""
+    worker: str | None = None
+    """Worker of the current or last attempt."""
+    started_at: AwareDatetime | None = None
+    """When the first attempt was claimed."""
+    finished_at: AwareDatetime | None = None
+    stop_requested_by: str | None = None
+    summary: RunSummary | None = None
+    adapter_path: str | None = None
+    """The published adapter, on `host`."""
+    error_code: str | None = None
+    error_message: str | None = None
+    error_hint: str | None = None
+
+    @property
+    def project(self) -> str:
+        """Name of the project it was started from."""
+        return self.spec.project.name
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can happen to it any more."""
+        return self.state in FINAL_STATES
+
+
+class WorkerInfo(Record):
+    """A worker as it announces itself; gone from the list when it stops renewing."""
+
+    name: str
+    """`<host>:<pid>` or what the operator chose; unique among live workers."""
+    host: str
+    pool: str
+    device: str
+    """Such as `NVIDIA H100 80GB` or `cpu (2 threads)`."""
+    stack: str
+    """Nearest version stack, such as `current`."""
+    started_at: AwareDatetime
+    last_seen_at: AwareDatetime
+    job_id: str | None = None
+    """What it works on, None when idle."""

@@ -1,0 +1,69 @@
+"""The runner's settings: the only place here that reads the environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.errors import UnavailableError
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """Where things lie on this host and how patient we are."""
+
+    redis_url: str | None
+    """`REDIS_URL`: `redis://`, `rediss://` or `unix://`; None where none is configured."""
+    state_dir: Path
+    """`QLORA_STATE_DIR`, default `.qlora`: everything that this machine writes unless told otherwise."""
+    projects_dir: Path
+    """`QLORA_PROJECTS_DIR`, default `projects`: project files, `datasets.toml` and local data."""
+    models_root: Path
+    """`QLORA_MODELS_ROOT`, default `<state>/models`: local base models, one folder each."""
+    output_root: Path
+    """`QLORA_OUTPUT_ROOT`, default `<state>/outputs`: run directories and adapters."""
+    host: str
+    """`QLORA_HOST`, default the machine's name: how reports call this host."""
+    lease_s: float
+    """`QLORA_LEASE_S`, default 120: seconds after which a silent attempt counts as lost."""
+    stop_grace_s: float
+    """`QLORA_STOP_GRACE_S`, default 60: seconds that a stopping child has for its last checkpoint."""
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name, "")
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UnavailableError(f"{name}={text!r} is not a number of seconds greater than 0.", hint=f"Try {default:g}.")
+    return value
+
+
+def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
+    """Read the environment.
+
+    Raises:
+        UnavailableError: A variable holds something that cannot be meant.
+    """
+    state_dir = Path(environ.get("QLORA_STATE_DIR") or ".qlora").absolute()
+
+    def folder(name: str, default: Path) -> Path:
+        return Path(environ.get(name) or default).absolute()
+
+    return RunnerSettings(
+        redis_url=environ.get("REDIS_URL") or None,
+        state_dir=state_dir,
+        projects_dir=folder("QLORA_PROJECTS_DIR", Path("projects")),
+        models_root=folder("QLORA_MODELS_ROOT", state_dir / "models"),
+        output_root=folder("QLORA_OUTPUT_ROOT", state_dir / "outputs"),
+        host=environ.get("QLORA_HOST") or socket.gethostname(),
+        lease_s=_seconds(environ, "QLORA_LEASE_S", 120.0),
+        stop_grace_s=_seconds(environ, "QLORA_STOP_GRACE_S", 60.0),
+    )

@@ -1,0 +1,214 @@
+"""What a project file may say: every key, its unit, its bounds and its default. Pure; reads no file.
+
+Keys are the field's own names: PEFT's for `[lora]`, TRL's and transformers' for `[training]`, bitsandbytes' for
+`[quantization]`. `runner.projects` reads the files and turns what pydantic finds into problems with file and line.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+
+from runner.events import Record, Rung
+
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+
+
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+"""TOML knows arrays only; they become tuples so that a spec stays immutable."""
+
+
+class Spec(Record):
+    """Immutable, unknown keys refused, no silent conversions (`"3"` is not 3)."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+
+def _is_a_name(value: str) -> str:
+    if not NAME_PATTERN.fullmatch(value):
+        raise ValueError("use 1 to 40 lower-case letters, digits, - and _, starting with a letter or digit")
+    return value
+
+
+def _stays_inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if not value.strip() or path.is_absolute() or "\\" in value or "\0" in value or ".." in path.parts:
+        raise ValueError("must be a relative folder that stays inside the output root, without '..'")
+    return value
+
+
+class DatasetShare(Spec):
+    """One dataset of a trait and how much of it to use."""
+
+    dataset_id: int
+    """Key in `projects/datasets.toml`."""
+    percentage: Annotated[float, Field(gt=0, le=100)] = 100.0
+    """Share of that dataset's rows, in per cent, drawn by `training.seed`; at least one row."""
+
+
+class Trait(Spec):
+    """Something the adapter should learn, and the data that teaches it."""
+
+    trait_type: Annotated[str, Field(min_length=1, max_length=60)]
+    """What is taught, such as `reasoning`; names the group in every report."""
+    datasets: Annotated[tuple[DatasetShare, ...], Field(min_length=1, strict=False)]
+
+
+class Quantization(Spec):
+    """How the base model is held in memory."""
+
+    ladder: Annotated[tuple[Rung, ...], Field(min_length=1, strict=False)] = ("4bit", "8bit", "none")
+    """Rungs to try, in this order; `["4bit"]` forbids falling back."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    """Also quantize the quantization constants: about 0.4 bits a parameter less."""
+    llm_int8_threshold: Annotated[float, Field(ge=0)] = 6.0
+    """Outlier threshold of LLM.int8."""
+
+    @field_validator("ladder")
+    @classmethod
+    def _each_rung_once(cls, ladder: tuple[Rung, ...]) -> tuple[Rung, ...]:
+        if len(set(ladder)) != len(ladder):
+            raise ValueError("names a rung twice")
+        return ladder
+
+
+class Lora(Spec):
+    """The adapter, in PEFT's names."""
+
+    r: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank."""
+    lora_alpha: Annotated[int, Field(ge=1)] = 32
+    """Scale numerator: the update is multiplied by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | Names = "all-linear"
+    """`all-linear`, or names of modules."""
+    modules_to_save: Names = ()
+    """Modules trained and saved whole beside the adapter, such as `lm_head`."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+
+
+class Training(Spec):
+    """The optimization, in TRL's and transformers' names."""
+
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Optimizer steps; when positive, overrides `num_train_epochs`."""
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows a device sees at once."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_steps: Annotated[float, Field(ge=0)] = 0
+    """Optimizer steps, or below 1 the share of all steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"] = "adamw_torch"
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Tokens; longer rows are cut and counted."""
+    packing: bool = False
+    """Put several rows into one sequence of `max_length` tokens."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a fifth slower."""
+    logging_steps: Annotated[int, Field(ge=1)] = 10
+    """Optimizer steps between two progress reports."""
+    save_steps: Annotated[int, Field(ge=1)] = 200
+    """Optimizer steps between two checkpoints."""
+    save_total_limit: Annotated[int, Field(ge=1)] = 2
+    """Checkpoints kept."""
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Draws the rows, the adapter's start and the order."""
+
+
+class Evaluation(Spec):
+    """What is asked before and after training, so that a change can be seen."""
+
+    prompts: Annotated[tuple[str, ...], Field(strict=False, max_length=20)] = ()
+    """Answered greedily before and after, shown side by side."""
+    exact_match: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    """Dataset ids with prompt and completion; counts completions that are right to the letter, before and after."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 64
+
+
+class Compute(Spec):
+    """Where the job runs."""
+
+    pool: Annotated[str, AfterValidator(_is_a_name)] = "gpu"
+    """Workers of this pool take the job (`python -m runner worker --pool gpu`)."""
+
+
+class ProjectSpec(Spec):
+    """A project file, complete and checked."""
+
+    name: Annotated[str, AfterValidator(_is_a_name)]
+    """What people type after `/qlora start`; equals the file's name without `.toml`."""
+    description: Annotated[str, Field(max_length=200)] = ""
+    """One line for `/qlora projects`."""
+    base_model: Annotated[str, Field(min_length=1)]
+    """A folder under the models root, else a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository; None for its default branch."""
+    model_type: str | None = None
+    """transformers' model type, such as `llama`; `config.json` decides when absent."""
+    training_type: Literal["qlora"] = "qlora"
+    output_directory: Annotated[str, AfterValidator(_stays_inside)]
+    """Folder under the output root."""
+    traits: Annotated[tuple[Trait, ...], Field(min_length=1, strict=False)]
+    quantization: Quantization = Quantization()
+    lora: Lora = Lora()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    compute: Compute = Compute()
+
+    @field_validator("base_model")
+    @classmethod
+    def _names_a_model(cls, value: str) -> str:
+        if value.startswith(("/", "~", "-")) or ".." in PurePosixPath(value).parts or value != value.strip():
+            raise ValueError("must be a folder under the models root or a hub id such as 'Qwen/Qwen2.5-7B'")
+        return value
+
+    @model_validator(mode="after")
+    def _each_dataset_once_a_trait(self) -> Self:
+        for trait in self.traits:
+            ids = [share.dataset_id for share in trait.datasets]
+            if len(set(ids)) != len(ids):
+                raise ValueError(f"trait {trait.trait_type!r} names a dataset twice")
+        return self
+
+
+class DatasetEntry(Spec):
+    """One entry of `projects/datasets.toml`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=60)]
+    """What reports call it."""
+    path: Annotated[str, AfterValidator(_stays_inside)]
+    """JSON-lines file, relative to the projects folder."""
+    description: Annotated[str, Field(max_length=200)] = ""
+
+
+class RunSpec(Record):
+    """All that an attempt needs to know, resolved once at submission and valid on any host.
+
+    Folders of the host (models root, output root, projects folder) are not in it: they come from its settings.
+    """
+
+    project: ProjectSpec
+    datasets: dict[int, DatasetEntry]
+    """The catalog entries that the project names, by dataset id."""
+    overrides: dict[str, str] = Field(default_factory=dict)
+    """What the requester changed, dotted path to the text typed."""
+    stated: tuple[str, ...] = ()
+    """Dotted paths that the project file states itself; every other setting is a default."""

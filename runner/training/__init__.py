@@ -1,0 +1,1 @@
+"""Loading and training: a plain library that needs neither Redis nor Slack. Torch lives here and only here."""
