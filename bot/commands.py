@@ -1,12 +1,6 @@
 """What people type after `/qlora`, turned into a command. Pure: no Slack, no Redis, no file is read.
 
-start PROJECT [key=value …]   start support-bot training.num_train_epochs=1
-stop JOB                      stop support-bot-k7x2q
-status [JOB]                  status            status support-bot-k7x2q
-jobs                          jobs
-projects                      projects
-versions                      versions
-help                          help
+The verbs are `start PROJECT [key=value …]`, `stop JOB`, `status [JOB]`, `jobs`, `projects`, `versions` and `help`.
 """
 
 from __future__ import annotations
@@ -95,7 +89,7 @@ EXAMPLES: Mapping[str, str] = {
     "status": "status demo-k7x2q",
 }
 
-_STRAIGHT_QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'"})
+_STRAIGHT_QUOTES = str.maketrans("\u201c\u201d\u201e\u2018\u2019", '"""\'\'')
 """Slack's clients turn typed quotes into typographic ones."""
 _INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff]")
 _NO_ARGUMENTS: Mapping[str, type[Jobs | Projects | Versions | Help]] = {

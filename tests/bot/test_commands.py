@@ -42,8 +42,8 @@ from runner.errors import UsageError
         ),
         ("start demo key=a=b", Start(project="demo", overrides={"key": "a=b"})),
         ('start demo description="two words"', Start(project="demo", overrides={"description": "two words"})),
-        ("start demo description=“two words”", Start(project="demo", overrides={"description": "two words"})),  # noqa: RUF001 - Slack's clients type these
-        ("start demo description=‘two words’", Start(project="demo", overrides={"description": "two words"})),  # noqa: RUF001 - Slack's clients type these
+        ("start demo description=“two words”", Start(project="demo", overrides={"description": "two words"})),
+        ("start demo description=\u2018two words\u2019", Start(project="demo", overrides={"description": "two words"})),
         ("start\u00a0demo\u200b", Start(project="demo")),
         ("start demo path=a\\b", Start(project="demo", overrides={"path": "a\\b"})),
         ("start demo note=a#b", Start(project="demo", overrides={"note": "a#b"})),
@@ -92,8 +92,9 @@ def test_every_example_is_a_command(verb: str) -> None:
 
 
 @given(st.text(max_size=200))
-def test_any_text_is_a_command_or_a_usage_error(text: str) -> None:
+def test_any_text_is_a_command_or_a_usage_error_with_a_hint(text: str) -> None:
     try:
-        parse_command(text)
+        outcome: Command | str | None = parse_command(text)
     except UsageError as error:
-        assert error.hint
+        outcome = error.hint
+    assert outcome
