@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXPECTED := .venv-expected
+STACKS := runner/stacks
+
+.PHONY: demo run test test-expected lint format clean
+
+demo: $(VENV)/installed  ## one job end to end on this machine, without Slack, Redis, GPU or hub
+	@$(BIN)/python -m bot.local demo
+
+run: $(VENV)/installed  ## the same parts, left running until Ctrl-C
+	@$(BIN)/python -m bot.local run
+
+test: $(VENV)/installed  ## every test, on the current stack
+	$(BIN)/python -m pytest
+
+test-expected: $(EXPECTED)/installed  ## the training tests on the stack of the original report
+	$(EXPECTED)/bin/python -m pytest tests/training
+
+lint: $(VENV)/installed  ## style, types, who may import whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:  ## removes what the targets above created, except results under .qlora/outputs
+	rm -rf $(VENV) $(EXPECTED) .qlora/redis .qlora/workspace .qlora/logs
+
+$(VENV)/installed: pyproject.toml $(STACKS)/current.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Try: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c $(STACKS)/current.txt -e '.[bot,training,local,dev]'
+	@touch $@
+
+$(EXPECTED)/installed: pyproject.toml $(STACKS)/expected-2024-12-30.txt
+	$(PYTHON) -m venv $(EXPECTED)
+	$(EXPECTED)/bin/python -m pip install --quiet -c $(STACKS)/expected-2024-12-30.txt -e '.[training,dev]'
+	@touch $@
