@@ -1,1 +1,1 @@
-"""All parts of the product on one machine, without Slack, Redis, GPU or model hub: what `make demo` and `make run` use."""
+"""All parts on one machine, without Slack, Redis, GPU or model hub: what `make demo` and `make run` use."""

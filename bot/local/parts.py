@@ -31,6 +31,9 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """Module and arguments of each part, in the order they are started; they are stopped in the opposite one."""
 
+ADDRESS_FILES = ("redis.json", "workspace.json")
+"""Where redis and the workspace write their addresses, in the state folder."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -86,6 +89,8 @@ def running_parts(settings: RunnerSettings) -> Iterator[list[Part]]:
     parts: list[Part] = []
     with _sole_owner(settings.state_dir):
         logs.mkdir(exist_ok=True)
+        for address in ADDRESS_FILES:
+            (settings.state_dir / address).unlink(missing_ok=True)  # left by parts that were killed
         try:
             for name, arguments in PARTS.items():
                 log = logs / f"{name}.log"
@@ -99,14 +104,14 @@ def running_parts(settings: RunnerSettings) -> Iterator[list[Part]]:
 
 def _start(arguments: tuple[str, ...], environment: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
     # A session of its own, so that Ctrl-C reaches the launcher only, which then stops the parts in order.
-    return subprocess.Popen(  # noqa: PLW1509 - prctl is async-signal-safe and touches nothing of Python's
+    return subprocess.Popen(
         (sys.executable, "-m", *arguments),
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_end_with_the_launcher,
+        preexec_fn=_end_with_the_launcher,  # noqa: PLW1509 - one thread here, and prctl touches nothing of Python's
     )
 
 
