@@ -1,0 +1,228 @@
+"""Where an attempt keeps its files, and how an adapter gets published: the layout of a run directory.
+
+<output root>/<output_directory>/<job>/
+    adapter/                      the published adapter: there only whole, by one rename
+    attempt-<n>/                  one folder an attempt, readable by its owner only
+        spec.json                 the resolved RunSpec
+        events.jsonl  train.log   what the child reported, and what it and its libraries printed
+        checkpoints/checkpoint-<step>/   complete only when it holds the file `complete`
+        receipt.json  loss.png  adapter/   adapter: saved, not yet published
+
+Imports nothing but the vocabulary: no Redis, no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.errors import UnavailableError
+from runner.spec import RunSpec
+
+COMPLETE_MARKER = "complete"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_JOB_ID = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The folder of one attempt, inside the folder of its job."""
+
+    path: Path
+    """`attempt-<n>`, the RUN_DIR that a training child is given."""
+
+    @property
+    def job_dir(self) -> Path:
+        """The job's folder, which holds all its attempts and the published adapter."""
+        return self.path.parent
+
+    @property
+    def spec_path(self) -> Path:
+        """The resolved RunSpec as JSON, written before the child starts."""
+        return self.path / "spec.json"
+
+    @property
+    def log_path(self) -> Path:
+        """Everything that the child and its libraries print, tracebacks included."""
+        return self.path / "train.log"
+
+    @property
+    def adapter_path(self) -> Path:
+        """Where the child saves the adapter; gone once it is published."""
+        return self.path / "adapter"
+
+    @property
+    def published_path(self) -> Path:
+        """Where people find the adapter."""
+        return self.job_dir / "adapter"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The complete checkpoint with the most steps among all attempts of this job, None where there is none."""
+        return newest_checkpoint(self.job_dir)
+
+    def publish(self) -> Path:
+        """Move this attempt's adapter to where people find it.
+
+        The adapter appears whole: its files are on the disk before one rename makes them visible. A former adapter of
+        the same job steps aside first and comes back when the rename fails.
+
+        Returns:
+            The published folder.
+
+        Raises:
+            UnavailableError: There is no adapter to publish, or the file system refuses.
+        """
+        if not self.adapter_path.is_dir():
+            raise UnavailableError(
+                f"The training ended well but left no adapter in {self.adapter_path}.",
+                hint=f"Look into {self.log_path}.",
+                code="adapter-missing",
+            )
+        former = self.job_dir / f".former-adapter-of-{self.path.name}"
+        try:
+            _flush_to_disk(self.adapter_path)
+            # Left over when an earlier publication was cut off between its two renames; what it holds is superseded.
+            shutil.rmtree(former, ignore_errors=True)
+            replaces = self.published_path.exists()
+            if replaces:
+                self.published_path.rename(former)
+            try:
+                self.adapter_path.rename(self.published_path)
+            except OSError:
+                if replaces:
+                    former.rename(self.published_path)
+                raise
+            _flush_folder(self.job_dir)
+            shutil.rmtree(former, ignore_errors=True)
+        except OSError as error:
+            raise _unusable(self.published_path, error) from error
+        return self.published_path
+
+
+def create_attempt(output_root: Path, spec: RunSpec, job_id: str, attempt: int) -> RunDirectory:
+    """Make the folder of one attempt and write its `spec.json`.
+
+    Args:
+        output_root: Folder of this host that no run directory may leave.
+        spec: The resolved spec; names the folder below the root.
+        job_id: Names the job's folder.
+        attempt: 1 for the first. Where that folder exists already, because Redis lost the last second before it
+            was killed, the new one gets a suffix: no two attempts ever write into one folder.
+
+    Raises:
+        UnavailableError: The folder would lie outside the root, passes a symbolic link, or cannot be written.
+    """
+    if not _JOB_ID.fullmatch(job_id):
+        raise UnavailableError(f"{job_id!r} cannot name a folder.", code="run-directory")
+    root = output_root.absolute()
+    job_dir = root / spec.project.output_directory / job_id
+    _refuse_symlinks(root, job_dir)
+    return open_attempt(job_dir, spec, attempt)
+
+
+def open_attempt(job_dir: Path, spec: RunSpec, attempt: int | None = None) -> RunDirectory:
+    """Make the next attempt's folder in a job's folder that is already known to be the right place.
+
+    Args:
+        job_dir: The job's folder; made if absent.
+        spec: Written as `spec.json`.
+        attempt: Number of the attempt; None counts on from the attempts that lie there.
+
+    Raises:
+        UnavailableError: The folder cannot be written.
+    """
+    try:
+        job_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number = attempt if attempt is not None else _next_attempt(job_dir)
+        run_directory = RunDirectory(_make_folder(job_dir, number))
+        descriptor = os.open(run_directory.spec_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(spec.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise _unusable(job_dir, error) from error
+    return run_directory
+
+
+def newest_checkpoint(job_dir: Path) -> Path | None:
+    """The complete checkpoint with the most steps among all attempts in a job's folder."""
+    found: list[tuple[int, str, Path]] = []
+    for marker in job_dir.glob(f"attempt-*/checkpoints/checkpoint-*/{COMPLETE_MARKER}"):
+        name = _CHECKPOINT.fullmatch(marker.parent.name)
+        if name is not None:
+            found.append((int(name[1]), marker.parents[2].name, marker.parent))
+    return max(found)[2] if found else None
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Optimizer steps done when this checkpoint was written, from its name."""
+    name = _CHECKPOINT.fullmatch(checkpoint.name)
+    if name is None:
+        raise ValueError(f"{checkpoint} is not a checkpoint's folder")
+    return int(name[1])
+
+
+def _next_attempt(job_dir: Path) -> int:
+    numbers = [re.match(r"attempt-(\d+)", folder.name) for folder in job_dir.glob("attempt-*")]
+    return 1 + max((int(number[1]) for number in numbers if number is not None), default=0)
+
+
+def _make_folder(job_dir: Path, attempt: int) -> Path:
+    suffix = 1
+    while True:
+        path = job_dir / (f"attempt-{attempt}" if suffix == 1 else f"attempt-{attempt}-{suffix}")
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            suffix += 1
+        else:
+            return path
+
+
+def _refuse_symlinks(root: Path, path: Path) -> None:
+    """A link below the root could lead a job's files to anywhere on the host."""
+    below = path.relative_to(root)
+    if ".." in below.parts:
+        raise UnavailableError(f"{path} leaves the output root {root}.", code="run-directory")
+    step = root
+    for part in below.parts:
+        step /= part
+        if step.is_symlink():
+            raise UnavailableError(
+                f"{step} is a symbolic link.",
+                hint="Replace it by a folder, or point QLORA_OUTPUT_ROOT at the place it leads to.",
+                code="run-directory",
+            )
+
+
+def _unusable(path: Path, error: OSError) -> UnavailableError:
+    reason = error.strerror or str(error)
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return UnavailableError(
+            f"No space left to write {path}: {reason}.", hint="Free space on the output root's disk.", code="disk-full"
+        )
+    return UnavailableError(
+        f"{path} cannot be written: {reason}.",
+        hint="Check QLORA_OUTPUT_ROOT and the permissions of its folders.",
+        code="run-directory",
+    )
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """A power cut after the job has been reported as succeeded must not leave empty files behind."""
+    for current, _, files in os.walk(folder):
+        for name in files:
+            with (Path(current) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        _flush_folder(Path(current))
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""Scripted children: small Python files that stand where the training would, and speak its protocol."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runner.child import EVENTS_FD, Child, Spawn
+from runner.spec import DatasetEntry, DatasetShare, ProjectSpec, RunSpec, Trait
+
+PROLOGUE = '''
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+RUN_DIR = Path(sys.argv[1])
+assert sys.argv[2] == "--events-fd"
+OUT = os.fdopen(int(sys.argv[3]), "w", buffering=1)
+SUMMARY = {"rung": "4bit", "steps": 4, "loss_first": 3.0, "loss_last": 0.5, "train_s": 1.0, "duration_s": 2.0,
+           "guard_interceptions": 0}
+
+def emit(kind, **fields):
+    OUT.write(json.dumps({"kind": kind, **fields}) + "\\n")
+
+def checkpoint(step):
+    folder = RUN_DIR / "checkpoints" / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "complete").touch()
+    emit("checkpoint_saved", step=step, path=str(folder))
+
+def metrics(step, total=100):
+    emit("metrics_logged", step=step, total_steps=total, epoch=1.0, loss=1.0, learning_rate=0.1, tokens_per_s=9.0,
+         eta_s=1.0)
+
+def succeed(content="weights"):
+    (RUN_DIR / "adapter").mkdir()
+    (RUN_DIR / "adapter" / "adapter_model.safetensors").write_text(content)
+    emit("run_succeeded", summary=SUMMARY, adapter_path=str(RUN_DIR / "adapter"))
+    sys.exit(0)
+
+def stop_at_the_next_step():
+    def stop(*_):
+        global STOPPING
+        STOPPING = True
+    globals()["STOPPING"] = False
+    signal.signal(signal.SIGTERM, stop)
+
+def train(until=10**9, pause=0.02):
+    """Steps until `until`; ends with a checkpoint when asked to stop."""
+    step = 0
+    emit("phase_started", phase="training")
+    while step < until:
+        step += 1
+        time.sleep(pause)
+        metrics(step)
+        if STOPPING:
+            checkpoint(step)
+            emit("run_interrupted", step=step, checkpoint=str(RUN_DIR / "checkpoints" / f"checkpoint-{step}"))
+            sys.exit(3)
+'''
+
+
+Eventually = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Eventually:
+    """Wait until a condition holds; fail when it does not in time."""
+
+    def wait(condition: Callable[[], object], *, within_s: float = 20.0) -> None:
+        deadline = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not come to hold in time"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def child_script(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a scripted child to a file; the prologue above is in its scope."""
+
+    def write(body: str) -> Path:
+        path = tmp_path / f"child-{time.monotonic_ns()}.py"
+        path.write_text(PROLOGUE + "\nstop_at_the_next_step()\n" + textwrap.dedent(body))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def scripted(child_script: Callable[[str], Path]) -> Callable[[str], Spawn]:
+    """Make a `spawn` out of a scripted child."""
+
+    def make(body: str) -> Spawn:
+        script = child_script(body)
+
+        def spawn(run_dir: Path) -> Child:
+            return Child(
+                [sys.executable, str(script), str(run_dir), "--events-fd", str(EVENTS_FD)],
+                run_dir,
+                environ={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
+            )
+
+        return spawn
+
+    return make
+
+
+@pytest.fixture
+def run_spec() -> RunSpec:
+    """A small valid spec in the `gpu` pool."""
+    project = ProjectSpec(
+        name="tiny",
+        base_model="tiny-llama",
+        output_directory="team/tiny",
+        traits=(Trait(trait_type="arithmetic", datasets=(DatasetShare(dataset_id=1),)),),
+    )
+    return RunSpec(project=project, datasets={1: DatasetEntry(name="sums", path="data/sums.jsonl")})
