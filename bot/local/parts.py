@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -72,34 +72,46 @@ def _sole_owner(state_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running_parts(settings: RunnerSettings) -> Iterator[list[Part]]:
-    """Start all parts; stop them, last started first, whatever happens inside.
+def running_parts(settings: RunnerSettings, parts: Mapping[str, tuple[str, ...]] = PARTS) -> Iterator[list[Part]]:
+    """Start parts; stop them, last started first, whatever happens inside.
 
     Args:
-        settings: Names the state folder; the parts find each other through the files that they leave there.
+        settings: What every part is given; they find each other through the files that they leave in the state folder.
+        parts: Name of each part, with module and arguments.
 
     Raises:
         UnavailableError: The parts are running already on this state folder.
     """
     logs = settings.state_dir / "logs"
-    # What is configured for production must not leak in: this is a machine of its own.
-    environment = {
-        name: value for name, value in os.environ.items() if name != "REDIS_URL" and not name.startswith("SLACK_")
-    }
-    parts: list[Part] = []
+    environment = _environment(settings)
+    started: list[Part] = []
     with _sole_owner(settings.state_dir):
         logs.mkdir(exist_ok=True)
         for address in ADDRESS_FILES:
             (settings.state_dir / address).unlink(missing_ok=True)  # left by parts that were killed
         try:
-            for name, arguments in PARTS.items():
+            for name, arguments in parts.items():
                 log = logs / f"{name}.log"
                 with log.open("wb") as output:
-                    parts.append(Part(name, _start(arguments, environment, output), log))
-            yield parts
+                    started.append(Part(name, _start(arguments, environment, output), log))
+            yield started
         finally:
-            for part in reversed(parts):
+            for part in reversed(started):
                 _stop(part)
+
+
+def _environment(settings: RunnerSettings) -> dict[str, str]:
+    # What is configured for production must not leak in: this is a machine of its own.
+    outer = {name: value for name, value in os.environ.items() if name != "REDIS_URL" and not name.startswith("SLACK_")}
+    return outer | {
+        "QLORA_STATE_DIR": str(settings.state_dir),
+        "QLORA_PROJECTS_DIR": str(settings.projects_dir),
+        "QLORA_MODELS_ROOT": str(settings.models_root),
+        "QLORA_OUTPUT_ROOT": str(settings.output_root),
+        "QLORA_HOST": settings.host,
+        "QLORA_LEASE_S": str(settings.lease_s),
+        "QLORA_STOP_GRACE_S": str(settings.stop_grace_s),
+    }
 
 
 def _start(arguments: tuple[str, ...], environment: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
