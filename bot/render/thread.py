@@ -1,0 +1,270 @@
+"""The replies of a job's thread, one a milestone: an event and the story so far in, a message out. Pure.
+
+A resumed attempt passes the same stations again. What it reports is said again only where it differs from what the
+thread says already; the plan shows all of it.
+"""
+
+from __future__ import annotations
+
+from bot.render.message import Message, compose, compose_with_table
+from bot.render.progress import render_progress
+from bot.render.text import code, count, duration, escape, figure, keep_end, megabytes, number, percent, person
+from bot.story import Story, tell
+from runner.events import (
+    AdapterVerified,
+    ConfigLoaded,
+    DataMixed,
+    Evaluated,
+    JobCancelled,
+    JobClaimed,
+    JobFailed,
+    JobQueued,
+    JobRequeued,
+    JobSucceeded,
+    LoadReceipt,
+    ModelLoaded,
+    PackageVersion,
+    RungFailed,
+    StoredEvent,
+    TrainingStarted,
+    VersionsReported,
+)
+
+ERROR_LIMIT = 2_500
+"""Characters of an error's message; its end is kept."""
+
+
+def render_milestone(story: Story, stored: StoredEvent, *, pool_is_served: bool = True) -> Message | None:  # noqa: C901, PLR0911, PLR0912 - one short case a kind of event
+    """The reply that an event deserves, None where it only moves the plan or the progress message.
+
+    Args:
+        story: What the events before this one told.
+        stored: The event.
+        pool_is_served: Whether any live worker serves the job's pool; told with `job_queued`.
+    """
+    match stored.event:
+        case JobQueued() as event:
+            return _queued(event, pool_is_served=pool_is_served)
+        case JobClaimed() as event:
+            return _claimed(event)
+        case JobRequeued() as event:
+            return _requeued(event, story)
+        case VersionsReported() as event:
+            return None if _same_versions(event, story.versions) else _versions(event)
+        case ConfigLoaded() as event:
+            return _config(event, story) if story.config is None else None
+        case RungFailed() as event:
+            return (
+                None if event.failed in story.failed_rungs else compose([escape(keep_end(event.announcement, 2_500))])
+            )
+        case ModelLoaded() as event:
+            told = story.model is not None and story.model.receipt.rung == event.receipt.rung
+            return None if told else _model(event)
+        case DataMixed() as event:
+            return None if story.mix is not None and story.mix.shares == event.shares else _data(event)
+        case Evaluated(when="before") as event:
+            return _baseline(event) if story.baseline is None else None
+        case TrainingStarted():
+            return render_progress(tell(story, stored)) if story.training is None else None
+        case Evaluated() as event:
+            return _evaluation(event, story.baseline) if story.evaluation is None else None
+        case AdapterVerified() as event:
+            return _verified(event) if story.verified is None else None
+        case JobSucceeded() as event:
+            return _succeeded(event, story)
+        case JobFailed() as event:
+            return _failed(event, story)
+        case JobCancelled() as event:
+            return _cancelled(event, story)
+        case _:
+            return None
+
+
+def is_progress(story: Story, stored: StoredEvent) -> bool:
+    """Whether this event's reply is the message that later progress is edited into."""
+    return isinstance(stored.event, TrainingStarted) and story.training is None
+
+
+def _queued(event: JobQueued, *, pool_is_served: bool) -> Message:
+    following = " · next to run" if event.position == 1 else ""
+    lines = [f"Queued in pool {code(event.pool)} · position {event.position}{following}"]
+    if not pool_is_served:
+        start = code(f"python -m runner worker --pool {event.pool}")
+        lines.append(f"⚠️ No worker serves this pool right now. The job waits until one does: {start}")
+    return compose(lines)
+
+
+def _claimed(event: JobClaimed) -> Message:
+    attempt = f" · attempt {event.attempt}" if event.attempt > 1 else ""
+    return compose(
+        [f"Claimed on host {code(event.host)} by worker {code(event.worker)} · {escape(event.device)}{attempt}"]
+    )
+
+
+def _requeued(event: JobRequeued, story: Story) -> Message:
+    happened = {
+        "host-lost": f"⚠️ Host {code(event.host)} was lost.",
+        "worker-stopped": f"The worker on host {code(event.host)} was stopped.",
+    }[event.reason]
+    if story.checkpoint_step:
+        goes_on = f"resumes from the checkpoint of step {number(story.checkpoint_step)}"
+    else:
+        goes_on = "starts from the beginning"
+    return compose([f"{happened} The job is back in the queue and {goes_on} once a worker claims it."])
+
+
+def _same_versions(event: VersionsReported, told: VersionsReported | None) -> bool:
+    if told is None:
+        return False
+    return (event.packages, event.python, event.device) == (told.packages, told.python, told.device)
+
+
+def _versions(event: VersionsReported) -> Message:
+    differing = sum(package.difference != "same" for package in event.packages)
+    told = "all as tested" if not differing else f"{differing} of {len(event.packages)} differ from what is tested"
+    rows = [("Library", "Installed", "Tested", ""), *(_version_row(package) for package in event.packages)]
+    below = [f"Python {escape(event.python)} · {escape(event.device)}", *(f"⚠️ {escape(note)}" for note in event.notes)]
+    return compose_with_table([f"*Versions* · stack {code(event.stack)} · {told}"], rows, below)
+
+
+def _version_row(package: PackageVersion) -> tuple[str, str, str, str]:
+    verdict = {
+        "same": "as tested",
+        "patch": "patch differs",
+        "minor": "minor differs",
+        "major": "major differs",
+        "missing": "missing",
+        "untested": "not in this stack",
+    }[package.difference]
+    return (package.name, package.installed or "—", package.tested or "—", verdict)
+
+
+def _config(event: ConfigLoaded, story: Story) -> Message:
+    source = "config.json" if event.source == "config.json" else "the project"
+    architecture = f" · {code(event.architecture)}" if event.architecture else ""
+    revision = f" · revision {code(event.revision)}" if event.revision else ""
+    kind = f"model_type {code(event.model_type)} from {source}"
+    lines = [f"*Config* {code(event.config_class)} · {kind}{architecture}{revision}"]
+    tokenizer = story.tokenizer
+    if tokenizer is not None:
+        pad = {
+            "existing": "its own",
+            "reserved": "a reserved one",
+            "unk": "the unknown token",
+            "eos": "the end token, safe here because masking goes by position",
+        }[tokenizer.pad_choice]
+        entries = f"{number(tokenizer.vocab_size)} entries"
+        lines.insert(
+            0, f"*Tokenizer* {code(tokenizer.tokenizer_class)} · {entries} · pad {code(tokenizer.pad_token)}, {pad}"
+        )
+        if tokenizer.workaround:
+            lines.append(f"⚠️ Worked around: {escape(tokenizer.workaround)}")
+    return compose(lines)
+
+
+def _model(event: ModelLoaded) -> Message:
+    receipt = event.receipt
+    guard = ""
+    if receipt.guard_interceptions:
+        guard = f"The config guard turned away {count(receipt.guard_interceptions, 'dict assignment')}"
+    held = f"{megabytes(receipt.model_bytes)} · {escape(receipt.compute_dtype)} on {escape(receipt.device)}"
+    probe = f"Probe: loss {figure(receipt.probe_loss)}, gradient norm {figure(receipt.probe_grad_norm)}"
+    lines = [
+        escape(event.announcement),
+        f"{_quantized(receipt)} · {held}",
+        f"{probe} · loaded in {duration(receipt.load_s)}",
+    ]
+    return compose([*lines, *([guard] if guard else [])])
+
+
+def _quantized(receipt: LoadReceipt) -> str:
+    if receipt.rung == "none":
+        return f"{count(receipt.linear_modules, 'linear module')}, none quantized"
+    bits = {"4bit": "4-bit", "8bit": "8-bit"}[receipt.rung]
+    return f"{receipt.quantized_modules} of {count(receipt.linear_modules, 'linear module')} are really {bits}"
+
+
+def _data(event: DataMixed) -> Message:
+    rows = [("Trait", "Dataset", "Share", "Rows used", "Trained tokens")]
+    rows += [
+        (
+            share.trait_type,
+            f"{share.dataset_name} ({share.dataset_id})",
+            f"{share.percentage:g} %",
+            f"{number(share.rows_used)} of {number(share.rows_available)}",
+            number(share.trained_tokens),
+        )
+        for share in event.shares
+    ]
+    cut = f" · ⚠️ {count(event.truncated_rows, 'row')} cut at max_length" if event.truncated_rows else ""
+    below = f"{count(event.rows, 'row')} · longest {count(event.longest_tokens, 'token')}{cut}"
+    return compose_with_table(["*Data*"], rows, [below])
+
+
+def _baseline(event: Evaluated) -> Message | None:
+    if not event.exact_match:
+        return None
+    scores = [
+        f"{escape(one.dataset_name)} {one.correct} of {one.total} right ({percent(one.share)})"
+        for one in event.exact_match
+    ]
+    return compose([f"*Before training* · {' · '.join(scores)}"])
+
+
+def _evaluation(event: Evaluated, baseline: Evaluated | None) -> Message:
+    lines = ["*After training*"]
+    before = {one.dataset_id: one for one in baseline.exact_match} if baseline is not None else {}
+    for one in event.exact_match:
+        was = before.get(one.dataset_id)
+        earlier = f"{was.correct} of {was.total} ({percent(was.share)}) → " if was is not None else ""
+        lines.append(f"{escape(one.dataset_name)}: {earlier}{one.correct} of {one.total} right ({percent(one.share)})")
+    if not event.samples:
+        return compose(lines)
+    old = {sample.prompt: sample.completion for sample in baseline.samples} if baseline is not None else {}
+    rows = [("Prompt", "Before", "After")]
+    rows += [(sample.prompt, old.get(sample.prompt, "—"), sample.completion) for sample in event.samples]
+    return compose_with_table(lines, rows)
+
+
+def _verified(event: AdapterVerified) -> Message:
+    trained, base = figure(event.max_difference), figure(event.base_difference)
+    return compose(
+        [
+            f"*Adapter verified* in a fresh process · {duration(event.duration_s)}",
+            f"Logits differ from the trained model's by at most {trained}, from the base model's by {base}",
+        ]
+    )
+
+
+def _succeeded(event: JobSucceeded, story: Story) -> Message:
+    summary = event.summary
+    took = (event.at - story.first_claimed_at).total_seconds() if story.first_claimed_at else summary.duration_s
+    attempts = f", attempt {story.claimed.attempt}" if story.claimed is not None and story.claimed.attempt > 1 else ""
+    host = f" on host {code(story.claimed.host)}" if story.claimed is not None else ""
+    learned = f"Loss {figure(summary.loss_first)} → {figure(summary.loss_last)} in {count(summary.steps, 'step')}"
+    if summary.guard_interceptions:
+        learned += f" · {count(summary.guard_interceptions, 'dict assignment')} over the config turned away"
+    return compose(
+        [
+            f"✅ *Succeeded* in {duration(took)}{attempts}",
+            learned,
+            f"Adapter: {code(event.adapter_path, 1_000)}{host}",
+        ]
+    )
+
+
+def _failed(event: JobFailed, story: Story) -> Message:
+    step = f" at step {number(story.step)}" if story.step else ""
+    lines = [f"❌ *Failed*{step} · {code(event.code)}", escape(keep_end(event.message, ERROR_LIMIT))]
+    if event.hint:
+        lines.append(f"What to do: {escape(keep_end(event.hint, ERROR_LIMIT))}")
+    return compose(lines)
+
+
+def _cancelled(event: JobCancelled, story: Story) -> Message:
+    where = f" on host {code(story.claimed.host)}" if story.claimed is not None else ""
+    step = f" at step {number(event.step)}" if event.step is not None else " before it began to train"
+    lines = [f"*Cancelled* by {person(event.by)}{step}"]
+    if event.checkpoint:
+        lines.append(f"Checkpoint: {code(event.checkpoint, 1_000)}{where}")
+    return compose(lines)
