@@ -218,6 +218,8 @@ class DataMixed(Event):
     """Tokens of the longest row, before truncation."""
     truncated_rows: int
     """Rows cut at `max_length`."""
+    dropped_rows: int = 0
+    """Rows left out because `max_length` leaves nothing of their answer."""
 
 
 class Resolved(Record):

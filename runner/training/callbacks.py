@@ -1,0 +1,157 @@
+"""What the trainer reports and obeys while it runs: progress, complete checkpoints, the stop switch, a watchdog."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
+
+from runner.errors import TrainingError
+from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, Resolved, TrainingStarted
+from runner.training.checkpoints import mark_complete, remove_old_checkpoints
+from runner.training.stopping import StopSwitch
+
+
+class Progress(TrainerCallback):
+    """Reports the start and every logging step, and ends a run whose numbers cannot be trusted.
+
+    Args:
+        emit: Where events go.
+        settings: Resolved hyperparameters, for `training_started`.
+        trainable_parameters: For `training_started`.
+    """
+
+    def __init__(
+        self, emit: Callable[[ChildEvent], None], *, settings: tuple[Resolved, ...], trainable_parameters: int
+    ) -> None:
+        self._emit = emit
+        self._settings = settings
+        self._trainable_parameters = trainable_parameters
+        self._first_step = 0
+        self._started: float | None = None
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Announce the first step; a resumed run has loaded its state by now."""
+        self._first_step = state.global_step
+        self._emit(
+            TrainingStarted(
+                total_steps=state.max_steps,
+                resumed_from_step=state.global_step,
+                trainable_parameters=self._trainable_parameters,
+                settings=self._settings,
+            )
+        )
+
+    @override
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock at the first step, so that building the data loader does not count."""
+        if self._started is None:
+            self._started = time.monotonic()
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log the last step too, whatever `logging_steps` is."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    @override
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Report a logging step; the trainer's closing summary has no loss and is no step.
+
+        Raises:
+            TrainingError: The loss or the gradient is not finite (`loss-not-finite`), or no gradient reaches the
+                adapter (`no-gradient`).
+        """
+        if logs is None or "loss" not in logs or self._started is None:
+            return
+        loss, grad_norm = logs["loss"], logs.get("grad_norm")
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        done = max(state.global_step - self._first_step, 1)
+        _check_health(state.global_step, loss, grad_norm)
+        self._emit(
+            MetricsLogged(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=logs.get("epoch", state.epoch or 0.0),
+                loss=loss,
+                learning_rate=logs["learning_rate"],
+                grad_norm=grad_norm,
+                tokens_per_s=logs["num_tokens"] / elapsed,
+                eta_s=(state.max_steps - state.global_step) * elapsed / done,
+            )
+        )
+
+
+def _check_health(step: int, loss: float, grad_norm: float | None) -> None:
+    if not math.isfinite(loss) or (grad_norm is not None and not math.isfinite(grad_norm)):
+        raise TrainingError(
+            f"The numbers blew up: at step {step} the loss is {loss} and the gradient norm {grad_norm}.",
+            hint="Lower training.learning_rate or add training.warmup_steps.",
+            code="loss-not-finite",
+        )
+    if grad_norm == 0:
+        raise TrainingError(
+            f"No gradient reaches the adapter: at step {step} the gradient norm is 0, so nothing is learned.",
+            hint="Try lora.target_modules = 'all-linear'; a rows file without answers has the same effect.",
+            code="no-gradient",
+        )
+
+
+class Checkpoints(TrainerCallback):
+    """Marks checkpoints complete once all their files are written, then removes older ones.
+
+    The trainer's own `save_total_limit` stays off: it removes the old checkpoint before the new one has its marker.
+
+    Args:
+        emit: Where events go.
+        fingerprint: What a resumed run must share, written into the marker.
+        keep: `training.save_total_limit`.
+    """
+
+    def __init__(self, emit: Callable[[ChildEvent], None], *, fingerprint: str, keep: int) -> None:
+        self._emit = emit
+        self._fingerprint = fingerprint
+        self._keep = keep
+
+    @override
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Complete the checkpoint that was just written."""
+        if not state.is_world_process_zero or args.output_dir is None:
+            return
+        folder = Path(args.output_dir)
+        path = folder / f"checkpoint-{state.global_step}"
+        mark_complete(path, self._fingerprint)
+        remove_old_checkpoints(folder, self._keep)
+        self._emit(CheckpointSaved(step=state.global_step, path=str(path)))
+
+
+class StopAtStep(TrainerCallback):
+    """Ends training at the next step boundary once the switch is set, with a checkpoint."""
+
+    def __init__(self, stop: StopSwitch) -> None:
+        self._stop = stop
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log, save and stop: what was not logged yet would be missing from a resumed run's first report."""
+        if self._stop.is_set:
+            control.should_log = True
+            control.should_save = True
+            control.should_training_stop = True

@@ -1,0 +1,126 @@
+"""Puts the adapter onto the base model, after checking that the modules it names are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
+from transformers import set_seed
+
+from runner.errors import TargetModulesError
+from runner.spec import Lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ALL_LINEAR = "all-linear"
+NAMES_SHOWN = 20
+
+
+def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+    """Wrap the base model; its own parameters are frozen and the adapter's start is drawn from `seed`.
+
+    Args:
+        model: The base model as loaded, quantized or not.
+        lora: The project's `[lora]`.
+        seed: `training.seed`.
+
+    Raises:
+        TargetModulesError: `target_modules` or `modules_to_save` names what the model does not have.
+    """
+    _check_modules(model, lora)
+    target = lora.target_modules
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=target if isinstance(target, str) else list(target),
+        modules_to_save=list(lora.modules_to_save) or None,
+        use_rslora=lora.use_rslora,
+        bias=lora.bias,
+        task_type="CAUSAL_LM",
+    )
+    # Before, not after: whatever drew random numbers so far must not move the adapter's start.
+    set_seed(seed)
+    wrapped = get_peft_model(model, config)
+    assert isinstance(wrapped, PeftModel)  # noqa: S101  # a mixed model comes only when asked for
+    return wrapped
+
+
+def keep_full_precision(model: PeftModel) -> None:
+    """Hold what is trained in float32: in bfloat16 an update below 1/256 of the weight would be rounded away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def settle_precision(model: PeftModel) -> None:
+    """Bring `modules_to_save` to the base model's precision, in which everybody who loads the adapter will have them.
+
+    From here on the trained model in memory computes what the saved adapter will.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            reference = next(module.original_module.parameters())
+            module.modules_to_save.to(dtype=reference.dtype)
+
+
+def _check_modules(model: PreTrainedModel, lora: Lora) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers leaves it bare
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        # By the base class: Linear4bit and Linear8bitLt are subclasses of it.
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    if lora.target_modules != ALL_LINEAR:
+        chosen = set()
+        for wanted in _as_names(lora.target_modules):
+            matches = {name for name in names if _matches(name, wanted, pattern=isinstance(lora.target_modules, str))}
+            if not matches:
+                raise TargetModulesError(
+                    f"lora.target_modules names {wanted!r}, which the base model does not have.",
+                    hint=f"It has {_listed(linear)}, or use {ALL_LINEAR!r}.",
+                )
+            chosen |= matches
+        modules = dict(model.named_modules())
+        if any(modules[name] is head for name in chosen):
+            raise TargetModulesError(
+                "lora.target_modules names the output layer, whose adapter TRL would leave untrained.",
+                hint="Name it in lora.modules_to_save instead, which trains it whole.",
+            )
+    for wanted in lora.modules_to_save:
+        if not any(_matches(name, wanted, pattern=False) for name in names):
+            last = {name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()}
+            raise TargetModulesError(
+                f"lora.modules_to_save names {wanted!r}, which the base model does not have.",
+                hint=f"It has {_listed(last)}.",
+            )
+
+
+def _as_names(target: str | tuple[str, ...]) -> Iterable[str]:
+    return (target,) if isinstance(target, str) else target
+
+
+def _matches(name: str, wanted: str, *, pattern: bool) -> bool:
+    """Follow PEFT's rule: text is a pattern for the whole name, a list holds names or ends of names."""
+    if pattern:
+        try:
+            return re.fullmatch(wanted, name) is not None
+        except re.error as error:
+            raise TargetModulesError(
+                f"lora.target_modules is text and no valid pattern ({error}).",
+                hint=f'Use {ALL_LINEAR!r}, or a list such as ["q_proj", "v_proj"].',
+            ) from error
+    return name == wanted or name.endswith(f".{wanted}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - NAMES_SHOWN} more" if len(ordered) > NAMES_SHOWN else ""
+    return ", ".join(ordered[:NAMES_SHOWN]) + more

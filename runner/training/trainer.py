@@ -1,0 +1,144 @@
+"""Builds TRL's SFTTrainer from a specification, the same on every supported stack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from datasets import Dataset
+from packaging.version import Version
+from transformers import PrinterCallback, TrainerCallback
+from trl.data_utils import pack_dataset
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from runner.events import Resolved
+from runner.spec import RunSpec, Training
+from runner.training.data import Mix
+from runner.training.lora import keep_full_precision
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+SECTIONS = ("lora", "training", "quantization")
+
+
+class AdapterTrainer(SFTTrainer):
+    """TRL's trainer without its model card: `runner.training.card` writes the adapter's."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write nothing; TRL would write a card at every checkpoint."""
+
+
+def build_trainer(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mix: Mix,
+    training: Training,
+    *,
+    output_dir: Path,
+    compute_dtype: str,
+    callbacks: Sequence[TrainerCallback],
+) -> AdapterTrainer:
+    """Build the trainer; nothing has been trained when it returns.
+
+    Args:
+        model: The base model with its adapter.
+        tokenizer: Saved with every checkpoint.
+        mix: The rows; already truncated and masked, so TRL's own preparation is skipped.
+        training: The project's `[training]`.
+        output_dir: Where `checkpoint-<step>` folders go.
+        compute_dtype: The receipt's; autocast follows it.
+        callbacks: Ours, after the trainer's own.
+    """
+    rows = Dataset.from_dict({"input_ids": mix.input_ids, "labels": mix.labels})
+    if training.packing:
+        # Best fit keeps rows whole, and the collator starts positions anew at each, so rows do not see each other.
+        rows = pack_dataset(rows, training.max_length, "bfd")
+    trainer = AdapterTrainer(
+        model=model,
+        args=_arguments(training, output_dir, compute_dtype, on_cpu=model.device.type == "cpu"),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    # TRL casts the adapter of a quantized model to bfloat16; the optimizer is only built when training starts.
+    keep_full_precision(model)
+    return trainer
+
+
+def resolve_settings(spec: RunSpec, compute_dtype: str, device: str) -> tuple[Resolved, ...]:
+    """List every hyperparameter with its value and who decided it."""
+    resolved = []
+    for section in SECTIONS:
+        for name, value in getattr(spec.project, section).model_dump(mode="json").items():
+            path = f"{section}.{name}"
+            if path in spec.overrides:
+                resolved.append(Resolved(name=name, value=_shown(value), origin="override"))
+            elif path in spec.stated:
+                resolved.append(Resolved(name=name, value=_shown(value), origin="project"))
+            else:
+                resolved.append(Resolved(name=name, value=_shown(value), origin="default"))
+    resolved.append(Resolved(name="compute_dtype", value=compute_dtype, origin="host"))
+    resolved.append(Resolved(name="device", value=device, origin="host"))
+    return tuple(resolved)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if value is None else str(value)
+
+
+def _arguments(training: Training, output_dir: Path, compute_dtype: str, *, on_cpu: bool) -> SFTConfig:
+    return SFTConfig(
+        output_dir=str(output_dir),
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler_type,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optim,
+        max_length=training.max_length,
+        packing=training.packing,
+        packing_strategy="bfd",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        gradient_checkpointing=training.gradient_checkpointing,
+        # Reentrant checkpointing loses the gradient where the inputs need none, as below a frozen base model.
+        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        neftune_noise_alpha=training.neftune_noise_alpha,
+        logging_strategy="steps",
+        logging_steps=training.logging_steps,
+        logging_first_step=True,
+        # The filter would hide a loss that is not a number behind the mean of the others.
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=training.save_steps,
+        save_total_limit=None,
+        seed=training.seed,
+        data_seed=training.seed,
+        bf16=compute_dtype == "bfloat16",
+        fp16=compute_dtype == "float16" and not on_cpu,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+        **_warmup(training.warmup_steps),
+    )
+
+
+def _warmup(steps: float) -> dict[str, Any]:
+    """Name the warmup as the installed transformers does: before 5 a share of all steps had an argument of its own."""
+    if 0 < steps < 1 and Version(transformers.__version__) < Version("5"):
+        return {"warmup_ratio": steps}
+    return {"warmup_steps": steps if 0 < steps < 1 else int(steps)}
