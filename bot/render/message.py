@@ -21,10 +21,12 @@ TEXT_LIMIT = 4_000
 """Characters of the fallback text that Slack recommends not to exceed."""
 BLOCKS_LIMIT = 50
 """Blocks of one message."""
-TOTAL_LIMIT = 12_000
-"""Characters of all blocks together: above about 13,200 Slack answers `msg_blocks_too_long`, which it documents
-nowhere."""
+TOTAL_LIMIT = 10_000
+"""Characters of all blocks together. Slack documents none and answers `msg_blocks_too_long` between 10,600 and 13,200,
+depending on the blocks."""
 TABLE_ROWS = 100
+TABLE_LIMIT = 8_000
+"""Characters of a table's cells together; Slack takes 10,000."""
 TABLE_CELL_LIMIT = 300
 """Characters of a table's cell: ours, so that a wide prompt does not push the answers off the screen."""
 
@@ -88,7 +90,7 @@ def compose_with_table(lines: Sequence[str], rows: Sequence[Sequence[str]], afte
     """Lines, a table whose first row is its head, and lines below it. Cells are literal text, not markup."""
     drawn = draw(rows)
     shown = rows[:TABLE_ROWS]
-    room = TOTAL_LIMIT - sum(map(len, (*lines, *after)))
+    room = min(TABLE_LIMIT, TOTAL_LIMIT - sum(map(len, (*lines, *after))))
     cell_limit = max(10, min(TABLE_CELL_LIMIT, room // (len(shown) * len(shown[0]))))
     table: Block = {
         "type": "table",

@@ -1,0 +1,145 @@
+"""What has been said in Slack, remembered in Redis; the only place of `bot/` that knows a Redis key.
+
+qlora:slack:job:<id>               hash   one job's thread
+    cursor                                number of the last event whose milestone is posted
+    intent                                number of the post that may be on its way, absent when none is
+    ts:<seq>                              time stamp of the message posted for event <seq>; ts:0 is the root message
+    progress                              number of the event whose message progress is edited into
+    classic                               "1" once the workspace has refused newer blocks
+    done                                  "1" once nothing more will be said
+qlora:slack:thread:<channel>:<ts>  string the job whose root message it is
+qlora:slack:reporter               string who posts at present, expiring
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+from redis import Redis
+
+PREFIX = "qlora:slack:"
+KEPT_S = 90 * 24 * 3600
+"""Seconds that a finished thread is remembered, so that a mention inside it still finds its job."""
+ROOT = 0
+"""The root message's number: events count from 1."""
+
+_RENEW = """
+if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end
+if redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+return 0
+"""
+_RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadMemory:
+    """What is remembered of one job's thread."""
+
+    cursor: int = 0
+    intent: int | None = None
+    posted: dict[int, str] = field(default_factory=dict)
+    """Event number to the time stamp of its message."""
+    progress: int | None = None
+    classic: bool = False
+    done: bool = False
+
+    @property
+    def root_ts(self) -> str | None:
+        """Time stamp of the root message, None before it is posted."""
+        return self.posted.get(ROOT)
+
+    @property
+    def progress_ts(self) -> str | None:
+        """Time stamp of the message that progress is edited into, None before training."""
+        return self.posted.get(self.progress) if self.progress is not None else None
+
+
+class DeliveryStore:
+    """Reads and writes what is remembered. Every method raises `redis.RedisError` when Redis does not answer."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._renew = redis.register_script(_RENEW)
+        self._release = redis.register_script(_RELEASE)
+
+    def recall(self, job_id: str) -> ThreadMemory:
+        """Everything remembered of a job's thread; empty for a new one."""
+        raw = cast("dict[bytes | str, bytes | str]", self._redis.hgetall(_job_key(job_id)))
+        fields = {_text(name): _text(value) for name, value in raw.items()}
+        return ThreadMemory(
+            cursor=int(fields.get("cursor", 0)),
+            intent=int(fields["intent"]) if "intent" in fields else None,
+            posted={int(name[3:]): ts for name, ts in fields.items() if name.startswith("ts:")},
+            progress=int(fields["progress"]) if "progress" in fields else None,
+            classic="classic" in fields,
+            done="done" in fields,
+        )
+
+    def intend(self, job_id: str, seq: int) -> None:
+        """Remember, before a post, that it may be on its way."""
+        self._redis.hset(_job_key(job_id), "intent", str(seq))
+
+    def give_up(self, job_id: str) -> None:
+        """Forget an intent whose post is known not to have happened."""
+        self._redis.hdel(_job_key(job_id), "intent")
+
+    def remember_root(self, job_id: str, channel: str, ts: str) -> None:
+        """Remember the root message, in one step with what finds the job again from its thread."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(_job_key(job_id), f"ts:{ROOT}", ts)
+            pipe.hdel(_job_key(job_id), "intent")
+            pipe.set(_thread_key(channel, ts), job_id)
+            pipe.execute()
+
+    def remember_reply(self, job_id: str, seq: int, ts: str, *, is_progress: bool = False) -> None:
+        """Remember a posted milestone and move the cursor past it, in one step."""
+        fields = {f"ts:{seq}": ts, "cursor": str(seq)}
+        if is_progress:
+            fields["progress"] = str(seq)
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(_job_key(job_id), mapping=fields)
+            pipe.hdel(_job_key(job_id), "intent")
+            pipe.execute()
+
+    def remember_classic(self, job_id: str) -> None:
+        """Remember that this workspace refuses newer blocks."""
+        self._redis.hset(_job_key(job_id), "classic", "1")
+
+    def finish(self, job_id: str, channel: str, root_ts: str) -> None:
+        """Remember that nothing more will be said, and begin to forget."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(_job_key(job_id), "done", "1")
+            pipe.expire(_job_key(job_id), KEPT_S)
+            pipe.expire(_thread_key(channel, root_ts), KEPT_S)
+            pipe.execute()
+
+    def job_of_thread(self, channel: str, ts: str) -> str | None:
+        """The job whose root message that is."""
+        found = cast("bytes | str | None", self._redis.get(_thread_key(channel, ts)))
+        return None if found is None else _text(found)
+
+    def hold(self, owner: str, for_s: float) -> bool:
+        """Become, or stay, the one process that posts.
+
+        Args:
+            owner: Name of the process, unique among all bots.
+            for_s: Seconds after which another one may take over.
+        """
+        return bool(self._renew(keys=[PREFIX + "reporter"], args=[owner, round(for_s * 1000)]))
+
+    def release(self, owner: str) -> None:
+        """Let another process post at once."""
+        self._release(keys=[PREFIX + "reporter"], args=[owner])
+
+
+def _job_key(job_id: str) -> str:
+    return f"{PREFIX}job:{job_id}"
+
+
+def _thread_key(channel: str, ts: str) -> str:
+    return f"{PREFIX}thread:{channel}:{ts}"
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
