@@ -1,0 +1,31 @@
+-- claim(write, pool, host, worker, lease_us, event): the best queued job of a pool for one worker.
+local claimed = key("claim", args.write)
+local earlier = redis.call("GET", claimed)
+if earlier then
+    if field(earlier, "claim") == args.write then
+        return record(earlier)
+    end
+    return { "none" }
+end
+local job = redis.call("ZRANGE", key("queue", args.pool), 0, 0)[1]
+if not job then
+    return { "none" }
+end
+if not may_move(job, "running") then
+    return { "illegal", field(job, "state") }
+end
+
+local now = now_us()
+-- Tied to the clock, so that a token can never come twice, even when Redis has lost its last second of writes.
+local token = whole(math.max(now, tonumber(redis.call("HGET", key("counters"), "token") or 0) + 1))
+redis.call("HSET", key("counters"), "token", token)
+local attempt = redis.call("HINCRBY", job_key(job), "attempt", 1)
+redis.call("HSET", job_key(job), "host", args.host, "worker", args.worker, "token", token, "claim", args.write)
+redis.call("HSETNX", job_key(job), "started_at", whole(now))
+redis.call("ZADD", key("leases"), whole(now + args.lease_us), job)
+redis.call("SET", claimed, job, "EX", 3600)
+
+local event = cjson.decode(args.event)
+event.attempt = attempt
+move(job, "running", cjson.encode(event))
+return record(job)

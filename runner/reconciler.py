@@ -1,0 +1,86 @@
+"""Puts right what got lost: attempts of dead hosts and tickets that never arrived.
+
+Any process may run it, several at once: every step of it is idempotent, and a ticket too many does no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from dramatiq.brokers.redis import RedisBroker
+
+from runner.errors import UnavailableError
+from runner.jobs import JobRecord
+from runner.queue import issue_ticket, tickets_waiting
+from runner.store import Store
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """What one pass put right."""
+
+    expired: tuple[JobRecord, ...]
+    """Jobs whose host went silent: queued again, or cancelled where somebody had asked for it."""
+    tickets: dict[str, int]
+    """Tickets issued, by pool; a pool that lacked none is not in it."""
+
+
+def reconcile(store: Store, broker: RedisBroker) -> Reconciliation:
+    """Look once.
+
+    After a restart or a failover of Redis nobody is called dead for one lease period: while it was away nobody could
+    renew. The first pass on a new server waits as well.
+
+    Raises:
+        UnavailableError: Redis does not answer.
+    """
+    expired = tuple(store.expire_leases()) if store.settled_s() >= store.lease_s else ()
+    for job in expired:
+        _log.warning("Job %s lost its host %s and is %s.", job.id, job.host, job.state)
+    tickets = {}
+    for pool, queued in store.queue_lengths().items():
+        missing = queued - tickets_waiting(broker, pool)
+        if missing > 0:
+            tickets[pool] = missing
+            for _ in range(missing):
+                issue_ticket(broker, pool)
+    return Reconciliation(expired, tickets)
+
+
+class Reconciler(threading.Thread):
+    """Looks again and again until told to stop; outlives a Redis that is away.
+
+    Args:
+        store: Shared with others or its own.
+        broker: As above.
+        interval_s: Seconds between two passes.
+        stop: Set to end it; `close` does so and waits.
+    """
+
+    def __init__(
+        self, store: Store, broker: RedisBroker, *, interval_s: float = 10.0, stop: threading.Event | None = None
+    ) -> None:
+        super().__init__(name="reconciler", daemon=True)
+        self._store = store
+        self._broker = broker
+        self._interval_s = interval_s
+        self._stop_event = stop or threading.Event()
+
+    def run(self) -> None:
+        """Look at once, then every `interval_s`."""
+        while True:
+            try:
+                reconcile(self._store, self._broker)
+            except UnavailableError as error:
+                _log.warning("%s Looking again in %g s.", error, self._interval_s)
+            if self._stop_event.wait(self._interval_s):
+                return
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """End the thread and wait for it."""
+        self._stop_event.set()
+        self.join(timeout_s)

@@ -1,0 +1,76 @@
+"""One way to talk to Redis for everything here: explicit timeouts, explicit retries, one error when it is away.
+
+A retry repeats a command whose reply got lost, so whatever goes through this client has to bear being carried out
+twice; `runner.store` marks its writes for that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from runner.errors import UnavailableError
+
+SOCKET_TIMEOUT_S = 10.0
+"""Longer than the longest blocking read (`runner.store.MAX_BLOCK_MS`)."""
+CONNECT_TIMEOUT_S = 5.0
+RETRIES = 8
+"""With pauses of 0.05 s doubling to 1 s: a Redis that restarts within about 5 s is never noticed."""
+
+
+def build_client(url: str, *, decode_responses: bool, retries: int = RETRIES) -> redis.Redis:
+    """Build a client for `redis://`, `rediss://` or `unix://`; connects on first use.
+
+    Args:
+        url: Where Redis is, credentials included.
+        decode_responses: True for the store, which holds text; False for Dramatiq, which holds bytes.
+        retries: Further tries after a lost connection, a timeout or a read-only replica.
+
+    Raises:
+        UnavailableError: The URL cannot be meant.
+    """
+    try:
+        return redis.Redis.from_url(
+            url,
+            decode_responses=decode_responses,
+            protocol=2,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            health_check_interval=30,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
+            retry_on_error=[redis.ReadOnlyError],
+        )
+    except ValueError as error:
+        raise UnavailableError(
+            f"{without_password(url)!r} is no Redis address: {error}",
+            hint="Set REDIS_URL to something like redis://:password@host:6379/0.",
+        ) from None
+
+
+def without_password(url: str) -> str:
+    """The same URL, fit for a log or a message."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+
+
+@contextmanager
+def redis_at_hand() -> Iterator[None]:
+    """Turn every way in which Redis can be away or full into one error; programming errors pass through.
+
+    Raises:
+        UnavailableError: No answer after all retries, refused credentials, a read-only replica, or no memory left.
+    """
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
+        raise UnavailableError(
+            f"Redis does not answer as it should: {error}",
+            hint="Check that it runs, that REDIS_URL is right, and that it has memory left.",
+        ) from error

@@ -1,0 +1,346 @@
+"""Jobs, leases, order and events in Redis: the truth about every job, and the only place that knows a Redis key.
+
+A change of state and the event that tells of it are one Lua step (`lua/`), checked against `runner.jobs.TRANSITIONS`;
+what an attempt writes is also checked against its fencing token. Every step may be repeated after a lost reply: writes
+carry an id and are carried out once. Time is Redis' own. Keys, behind the prefix (`qlora:`):
+
+    job:<id>            hash    the record; also number, place, token (while an attempt holds it), claim
+    job:<id>:events     list    the history, one JSON `StoredEvent` each
+    job:<id>:writes     list    ids of the last writes, to recognise repeats
+    jobs:<state>        zset    job id -> number, one set for each state
+    queue:<pool>        zset    job id -> place (priority, then number); the first is the next to run
+    leases              zset    job id -> when its lease runs out, µs
+    finished            zset    job id -> when it ended, µs
+    news                zset    job id -> count of all events when its last one came
+    feed                stream  wakes up who waits for news; capped
+    counters            hash    number (jobs), token (fencing tokens), news (events)
+    pools               set     every pool that ever had a job
+    request:<id>        string  job id, for submits that come twice
+    claim:<id>          string  job id, for claims that come twice; expires
+    worker:<name>       string  JSON `WorkerInfo`; expires
+    workers             set     names of workers
+    server              hash    run id of the Redis process, and since when it has been known
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+from uuid import uuid4
+
+import redis
+
+from runner.errors import JobError, UnavailableError
+from runner.events import (
+    ChildEvent,
+    FinalEvent,
+    JobCancelled,
+    JobClaimed,
+    JobFailed,
+    JobQueued,
+    JobRequeued,
+    JobSucceeded,
+    StopRequested,
+)
+from runner.jobs import JobRecord, JobState, Priority, WorkerInfo
+from runner.redis_client import build_client, redis_at_hand
+from runner.spec import RunSpec
+from runner.store_reading import StoreReader
+from runner.store_records import SCHEMA_VERSION, as_fields, origin_fields, outcome_fields, read_job
+from runner.store_scripts import StoreScripts
+
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+_RANKS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
+_ENDS: dict[type[FinalEvent], JobState] = {
+    JobSucceeded: JobState.SUCCEEDED,
+    JobFailed: JobState.FAILED,
+    JobCancelled: JobState.CANCELLED,
+}
+
+
+class LostLease(Exception):  # noqa: N818 - nobody's error: another attempt holds the job, or it is over
+    """This attempt no longer holds its job: stop the child, publish nothing."""
+
+
+class IllegalMoveError(RuntimeError):
+    """A move that `runner.jobs.TRANSITIONS` does not know: a bug in the caller, refused without a trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to write about one attempt."""
+
+    job: JobRecord
+    """As it was when claimed; `job.attempt` is this attempt's number."""
+    token: int
+    """Fencing token, greater than any before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """The answer to a heartbeat."""
+
+    owned: bool
+    """False once the job is another attempt's or over: stop the child, publish nothing."""
+    stop_requested_by: str | None = None
+    """Who asked this attempt to stop, None while nobody did."""
+
+
+class Store(StoreReader):
+    """What every process knows of the jobs. Safe to share between threads.
+
+    Every method raises UnavailableError when Redis does not answer after the client's retries.
+
+    Args:
+        client: Built with `decode_responses=True`; close it with `close`.
+        lease_s: Seconds that a claim, a renewal and a worker's announcement hold.
+        prefix: What every key begins with, without the colon.
+    """
+
+    def __init__(self, client: redis.Redis, *, lease_s: float = 120.0, prefix: str = "qlora") -> None:
+        super().__init__(client, prefix)
+        self.lease_s = lease_s
+        self._scripts = StoreScripts(client, prefix)
+
+    @classmethod
+    def connect(cls, url: str, *, lease_s: float = 120.0) -> Self:
+        """Connect and make sure that Redis answers.
+
+        Raises:
+            UnavailableError: The URL cannot be meant, or nothing answers there.
+        """
+        client = build_client(url, decode_responses=True)
+        try:
+            with redis_at_hand():
+                client.ping()
+        except UnavailableError:
+            client.close()
+            raise
+        return cls(client, lease_s=lease_s)
+
+    def close(self) -> None:
+        """Close the client's connections."""
+        self.client.close()
+
+    # --- what requesters do --------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        spec: RunSpec,
+        *,
+        submitted_by: str,
+        origin: dict[str, str],
+        request_id: str,
+        priority: Priority = "normal",
+    ) -> JobRecord:
+        """Put a job at the end of its pool's queue; `job_queued` tells its true position.
+
+        Args:
+            spec: The snapshot to run.
+            submitted_by: A Slack user id, or a login name.
+            origin: Where to report, opaque here.
+            request_id: Unique for one wish; a repeat gets the job of the first call, whatever else it says.
+            priority: Jobs of a higher priority are claimed first.
+        """
+        pool = spec.project.compute.pool
+        fields = {
+            "schema_version": str(SCHEMA_VERSION),
+            "spec": spec.model_dump_json(),
+            "pool": pool,
+            "priority": priority,
+            "submitted_by": submitted_by,
+            **origin_fields(origin),
+        }
+        while True:
+            job_id = f"{spec.project.name}-{''.join(secrets.choice(_BASE32) for _ in range(5))}"
+            status, answer = self._run(
+                "submit",
+                request=request_id,
+                job=job_id,
+                rank=_RANKS[priority],
+                fields=fields | {"id": job_id},
+                event=JobQueued(position=1, pool=pool).model_dump_json(),
+            )
+            if status == "ok":
+                return read_job(answer)
+
+    def set_origin(self, job_id: str, origin: dict[str, str]) -> None:
+        """Add to where a job is reported, or replace parts of it.
+
+        Raises:
+            JobError: `job-not-found`.
+        """
+        self.get(job_id)
+        if origin:
+            with redis_at_hand():
+                fields: Any = origin_fields(origin)
+                self.client.hset(self._key("job", job_id), mapping=fields)
+
+    def request_stop(self, job_id: str, by: str) -> JobRecord:
+        """End a queued job for good, or ask the running attempt to stop; asking again changes nothing.
+
+        Raises:
+            JobError: `job-not-found`, or `job-finished` when it is over.
+        """
+        status, answer = self._run(
+            "stop",
+            write=uuid4().hex,
+            job=job_id,
+            by=by,
+            requested=StopRequested(by=by).model_dump_json(),
+            cancelled=JobCancelled(by=by).model_dump_json(),
+        )
+        if status == "missing":
+            raise self._not_found(job_id)
+        if status == "finished":
+            raise JobError(f"Job {job_id} is over: it has {_PAST[answer]}.", code="job-finished")
+        return read_job(_legal(status, answer))
+
+    # --- what an attempt does ------------------------------------------------------------------------------------
+
+    def claim(self, pool: str, worker: WorkerInfo) -> Claim | None:
+        """Take the best queued job of a pool: highest priority, then longest waiting. None when there is none."""
+        event = JobClaimed(worker=worker.name, host=worker.host, device=worker.device, attempt=1)
+        status, answer = self._run(
+            "claim",
+            write=uuid4().hex,
+            pool=pool,
+            host=worker.host,
+            worker=worker.name,
+            lease_us=self._lease_us,
+            event=event.model_dump_json(),
+        )
+        if status == "none":
+            return None
+        return Claim(read_job(_legal(status, answer)), int(as_fields(answer)["token"]))
+
+    def renew(self, claim: Claim) -> Renewal:
+        """Hold the job for another `lease_s`, and learn whether somebody wants it to stop."""
+        status, stop_by = self._run("renew", job=claim.job.id, token=str(claim.token), lease_us=self._lease_us)
+        return Renewal(owned=status == "ok", stop_requested_by=stop_by or None)
+
+    def append(self, claim: Claim, event: ChildEvent) -> None:
+        """Add an event to the job's history. The same event twice is one event.
+
+        Raises:
+            LostLease: The job is no longer this attempt's.
+        """
+        text = event.model_dump_json()
+        status, _ = self._run(
+            "append", write=_write_id(claim, text), job=claim.job.id, token=str(claim.token), event=text
+        )
+        if status == "lost":
+            raise _lost(claim)
+
+    def finish(self, claim: Claim, event: FinalEvent) -> JobRecord:
+        """End the job as the event says. The same end twice is one end.
+
+        Raises:
+            LostLease: The job is no longer this attempt's.
+            IllegalMoveError: `job_cancelled` for a job that nobody asked to stop.
+        """
+        text = event.model_dump_json()
+        status, answer = self._run(
+            "finish",
+            write=_write_id(claim, text),
+            job=claim.job.id,
+            token=str(claim.token),
+            state=_ENDS[type(event)],
+            fields=outcome_fields(event),
+            event=text,
+        )
+        if status == "lost":
+            raise _lost(claim)
+        return read_job(_legal(status, answer))
+
+    def requeue(self, claim: Claim, reason: Literal["host-lost", "worker-stopped"]) -> JobRecord:
+        """Give the job back to its old place in the queue; one that is stopping becomes cancelled instead.
+
+        Raises:
+            LostLease: The job is no longer this attempt's.
+        """
+        status, answer = self._requeue(
+            claim.job.id, write=_write_id(claim, "requeue"), reason=reason, token=str(claim.token)
+        )
+        if status == "lost":
+            raise _lost(claim)
+        return read_job(_legal(status, answer))
+
+    def expire_leases(self) -> list[JobRecord]:
+        """Queue again every job whose lease has run out; those that were stopping become cancelled.
+
+        Returns:
+            The jobs that moved in this call; empty for all but one of several callers at once.
+        """
+        with redis_at_hand():
+            seconds, microseconds = self.client.time()
+            late: Any = self.client.zrangebyscore(self._key("leases"), "-inf", seconds * 1_000_000 + microseconds)
+        moved = []
+        for job_id in late:
+            status, answer = self._requeue(job_id, write=uuid4().hex, reason="host-lost")
+            if status != "lost":
+                moved.append(read_job(_legal(status, answer)))
+        return moved
+
+    def settled_s(self) -> float:
+        """Seconds since this very Redis process was first asked: small after a restart or a failover."""
+        with redis_at_hand():
+            info: Any = self.client.info("server")
+        _, seconds = self._run("settled", run=info["run_id"])
+        return float(seconds)
+
+    # --- what a worker does ---------------------------------------------------------------------------------------
+
+    def announce(self, worker: WorkerInfo) -> None:
+        """Say that a worker lives; holds for `lease_s`."""
+        with redis_at_hand():
+            self.client.set(
+                self._key("worker", worker.name), worker.model_dump_json(), px=max(1, int(self.lease_s * 1000))
+            )
+            self.client.sadd(self._key("workers"), worker.name)
+
+    def withdraw(self, name: str) -> None:
+        """Take a worker off the list."""
+        with redis_at_hand():
+            self.client.delete(self._key("worker", name))
+            self.client.srem(self._key("workers"), name)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def _lease_us(self) -> int:
+        return int(self.lease_s * 1_000_000)
+
+    def _run(self, step: str, **arguments: Any) -> tuple[str, Any]:
+        with redis_at_hand():
+            return self._scripts.run(step, **arguments)
+
+    def _requeue(self, job_id: str, *, reason: Literal["host-lost", "worker-stopped"], **more: str) -> tuple[str, Any]:
+        # The step itself fills in the host and who asked for the stop.
+        return self._run(
+            "requeue",
+            job=job_id,
+            requeued=JobRequeued(reason=reason, host="").model_dump_json(),
+            cancelled=JobCancelled(by="").model_dump_json(),
+            **more,
+        )
+
+
+_PAST = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}
+
+
+def _write_id(claim: Claim, text: str) -> str:
+    """The same write of the same attempt has the same id, in whatever call it comes."""
+    return hashlib.sha256(f"{claim.token} {text}".encode()).hexdigest()[:32]
+
+
+def _legal(status: str, answer: Any) -> Any:
+    if status == "illegal":
+        raise IllegalMoveError(f"A job that is {answer} cannot move there; see runner.jobs.TRANSITIONS.")
+    return answer
+
+
+def _lost(claim: Claim) -> LostLease:
+    return LostLease(f"Attempt {claim.job.attempt} no longer holds job {claim.job.id}.")

@@ -1,0 +1,149 @@
+"""What anybody may read of the jobs: the half of the store that changes nothing. Keys: see `runner.store`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import redis
+
+from runner.errors import JobError
+from runner.events import StoredEvent
+from runner.jobs import FINAL_STATES, JobRecord, JobState, WorkerInfo
+from runner.redis_client import redis_at_hand
+from runner.store_records import microseconds, read_job
+
+MAX_BLOCK_MS = 5000
+"""The longest `StoreReader.feed` waits; below the client's socket timeout."""
+
+
+class StoreReader:
+    """Reads jobs, queues, histories and workers. Safe to share between threads.
+
+    Every method raises UnavailableError when Redis does not answer after the client's retries.
+
+    Args:
+        client: Built with `decode_responses=True`.
+        prefix: What every key begins with, without the colon.
+    """
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        self.client = client
+        self._prefix = prefix
+
+    def get(self, job_id: str) -> JobRecord:
+        """Read one job.
+
+        Raises:
+            JobError: `job-not-found`, with the nearest id as a hint.
+        """
+        found = self._records([job_id])
+        if not found:
+            raise self._not_found(job_id)
+        return found[0]
+
+    def jobs(self, limit: int = 20, states: Iterable[JobState] | None = None) -> list[JobRecord]:
+        """Read the newest jobs first, all or those in some states."""
+        newest: list[tuple[float, str]] = []
+        with redis_at_hand():
+            for state in JobState if states is None else states:
+                rows: Any = self.client.zrevrange(self._key("jobs", state), 0, limit - 1, withscores=True)
+                newest += [(number, job_id) for job_id, number in rows]
+        newest.sort(reverse=True)
+        return self._records([job_id for _, job_id in newest[:limit]])
+
+    def active_or_recent(self, since: datetime) -> list[JobRecord]:
+        """Read every job that is not over and every job that ended at `since` or later, oldest first."""
+        ids: set[str] = set()
+        with redis_at_hand():
+            for state in set(JobState) - FINAL_STATES:
+                ids.update(_texts(self.client.zrange(self._key("jobs", state), 0, -1)))
+            since_us = microseconds(since)
+            ids.update(_texts(self.client.zrangebyscore(self._key("finished"), since_us, "+inf")))
+        return sorted(self._records(ids), key=lambda job: job.submitted_at)
+
+    def position(self, job_id: str) -> int | None:
+        """Where a job stands in its pool's queue: 1 for the next to run, None when it is not queued.
+
+        Raises:
+            JobError: `job-not-found`.
+        """
+        pool = self.get(job_id).pool
+        with redis_at_hand():
+            rank: Any = self.client.zrank(self._key("queue", pool), job_id)
+        return None if rank is None else int(rank) + 1
+
+    def queued(self, pool: str) -> list[JobRecord]:
+        """Read a pool's queue, the next to run first."""
+        with redis_at_hand():
+            ids = _texts(self.client.zrange(self._key("queue", pool), 0, -1))
+        return [job for job in self._records(ids) if job.state is JobState.QUEUED]
+
+    def queue_lengths(self) -> dict[str, int]:
+        """Count the queued jobs of every pool that ever had one."""
+        with redis_at_hand():
+            pools = sorted(_texts(self.client.smembers(self._key("pools"))))
+            lengths: dict[str, Any] = {pool: self.client.zcard(self._key("queue", pool)) for pool in pools}
+        return lengths
+
+    def events(self, job_id: str, after: int = 0) -> list[StoredEvent]:
+        """Read a job's events with `seq` greater than `after`, in order and without a gap."""
+        with redis_at_hand():
+            rows = _texts(self.client.lrange(self._key("job", job_id, "events"), after, -1))
+        return [StoredEvent.model_validate_json(row) for row in rows]
+
+    def feed(self, cursor: str, block_ms: int) -> tuple[str, list[str]]:
+        """Wait until any job has news.
+
+        Args:
+            cursor: What the last call gave, or `"0"` to begin with every job there is. Stays valid for good.
+            block_ms: Milliseconds to wait at most, 0 not to wait; more than `MAX_BLOCK_MS` counts as that.
+
+        Returns:
+            The next cursor, and the ids of the jobs that got events since the given one, longest silent first.
+        """
+        with redis_at_hand():
+            block = min(block_ms, MAX_BLOCK_MS) or None
+            self.client.xread({self._key("feed"): f"{cursor}-0"}, count=1, block=block)
+            rows: Any = self.client.zrangebyscore(self._key("news"), f"({cursor}", "+inf", withscores=True)
+            count: Any = self.client.hget(self._key("counters"), "news")
+        if rows:
+            return str(int(rows[-1][1])), [job_id for job_id, _ in rows]
+        # A Redis that lost its data counts from the start again.
+        return (cursor if int(count or 0) >= int(cursor) else "0"), []
+
+    def workers(self, pool: str | None = None) -> list[WorkerInfo]:
+        """Read the live workers, of one pool or of all, by name."""
+        live = []
+        with redis_at_hand():
+            for name in sorted(_texts(self.client.smembers(self._key("workers")))):
+                text: Any = self.client.get(self._key("worker", name))
+                if text is None:
+                    self.client.srem(self._key("workers"), name)
+                else:
+                    live.append(WorkerInfo.model_validate_json(text))
+        return [worker for worker in live if pool in (None, worker.pool)]
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._prefix, *parts))
+
+    def _records(self, job_ids: Iterable[str]) -> list[JobRecord]:
+        with redis_at_hand(), self.client.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hgetall(self._key("job", job_id))
+            found: list[Any] = pipeline.execute()
+        return [read_job(fields) for fields in found if fields]
+
+    def _not_found(self, job_id: str) -> JobError:
+        near = difflib.get_close_matches(job_id, [job.id for job in self.jobs(limit=200)], n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Ids look like demo-k3x7q; the list of jobs shows them all."
+        return JobError(f"There is no job {job_id!r}.", hint=hint, code="job-not-found")
+
+
+def _texts(reply: Any) -> list[str]:
+    """Redis' replies are typed for every kind of client; ours holds text."""
+    return list(reply)

@@ -1,0 +1,69 @@
+"""A job's record as the fields of a Redis hash, and back. Pure.
+
+Plain fields keep their name; `spec` and `summary` are JSON; moments are µs since 1970; each key of the origin is a
+field of its own (`origin.<key>`), so that one can be added without reading the others.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from runner.errors import UnavailableError
+from runner.events import FinalEvent, JobCancelled, JobFailed, JobSucceeded, RunSummary
+from runner.jobs import JobRecord
+from runner.spec import RunSpec
+
+SCHEMA_VERSION = 1
+"""Raised when an older process could misread what a newer one writes."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def as_fields(reply: Any) -> dict[str, str]:
+    """A hash, as `HGETALL` answers it inside a script (flat) or outside (already paired)."""
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+def microseconds(moment: datetime) -> int:
+    """Since 1970, as scores and moments are kept."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def origin_fields(origin: dict[str, str]) -> dict[str, str]:
+    """Where to report, one field a key."""
+    return {f"origin.{name}": value for name, value in origin.items()}
+
+
+def outcome_fields(event: FinalEvent) -> dict[str, str]:
+    """What the last event of a job says about its outcome."""
+    match event:
+        case JobSucceeded(summary=summary, adapter_path=path):
+            return {"summary": summary.model_dump_json(), "adapter_path": path}
+        case JobFailed(code=code, message=message, hint=hint):
+            return {"error_code": code, "error_message": message} | ({} if hint is None else {"error_hint": hint})
+        case JobCancelled():
+            return {}
+
+
+def read_job(reply: Any) -> JobRecord:
+    """Build the record; fields of the store's own and unknown ones are left out.
+
+    Raises:
+        UnavailableError: A newer version of this software wrote it.
+    """
+    fields = as_fields(reply)
+    if int(fields["schema_version"]) > SCHEMA_VERSION:
+        raise UnavailableError(
+            f"Job {fields['id']} was written by a newer version of this software.", hint="Update this process."
+        )
+    record: dict[str, Any] = {name: value for name, value in fields.items() if name in JobRecord.model_fields}
+    record["spec"] = RunSpec.model_validate_json(fields["spec"])
+    record["origin"] = {name.removeprefix("origin."): fields[name] for name in fields if name.startswith("origin.")}
+    if "summary" in fields:
+        record["summary"] = RunSummary.model_validate_json(fields["summary"])
+    for name in ("submitted_at", "started_at", "finished_at"):
+        if name in fields:
+            record[name] = _EPOCH + int(fields[name]) * _MICROSECOND
+    return JobRecord.model_validate(record)

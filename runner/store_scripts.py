@@ -1,0 +1,42 @@
+"""Loads the store's Lua steps, which lie beside it in `lua/`, each behind what they share (`common.lua`)."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+import redis
+
+from runner.jobs import TRANSITIONS
+
+_NAMES = ("submit", "claim", "renew", "append", "finish", "requeue", "stop", "settled")
+_TRANSITIONS = {state: dict.fromkeys(following, True) for state, following in TRANSITIONS.items()}
+
+
+class StoreScripts:
+    """Every step that has to be atomic, callable by name.
+
+    Args:
+        client: Holds text, not bytes.
+        prefix: What every key begins with.
+    """
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        folder = files("runner") / "lua"
+        common = (folder / "common.lua").read_text(encoding="utf-8")
+        self._prefix = prefix
+        self._scripts = {
+            name: client.register_script(common + (folder / f"{name}.lua").read_text(encoding="utf-8"))
+            for name in _NAMES
+        }
+
+    def run(self, name: str, **arguments: Any) -> tuple[str, Any]:
+        """Carry out one step.
+
+        Returns:
+            Its status word and what comes with it, None where nothing does.
+        """
+        text = json.dumps(arguments | {"transitions": _TRANSITIONS})
+        status, *rest = self._scripts[name](keys=[self._prefix], args=[text])
+        return status, rest[0] if rest else None
