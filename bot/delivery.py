@@ -14,9 +14,11 @@ qlora:slack:reporter               string who posts at present, expiring
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any
 
 from redis import Redis
+
+from runner.redis_client import redis_at_hand
 
 PREFIX = "qlora:slack:"
 KEPT_S = 90 * 24 * 3600
@@ -56,7 +58,11 @@ class ThreadMemory:
 
 
 class DeliveryStore:
-    """Reads and writes what is remembered. Every method raises `redis.RedisError` when Redis does not answer."""
+    """Reads and writes what is remembered. Every method may be repeated; all raise UnavailableError without Redis.
+
+    Args:
+        redis: Built with `decode_responses=True`.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -65,8 +71,8 @@ class DeliveryStore:
 
     def recall(self, job_id: str) -> ThreadMemory:
         """Everything remembered of a job's thread; empty for a new one."""
-        raw = cast("dict[bytes | str, bytes | str]", self._redis.hgetall(_job_key(job_id)))
-        fields = {_text(name): _text(value) for name, value in raw.items()}
+        with redis_at_hand():
+            fields: Any = self._redis.hgetall(_job_key(job_id))
         return ThreadMemory(
             cursor=int(fields.get("cursor", 0)),
             intent=int(fields["intent"]) if "intent" in fields else None,
@@ -78,15 +84,17 @@ class DeliveryStore:
 
     def intend(self, job_id: str, seq: int) -> None:
         """Remember, before a post, that it may be on its way."""
-        self._redis.hset(_job_key(job_id), "intent", str(seq))
+        with redis_at_hand():
+            self._redis.hset(_job_key(job_id), "intent", str(seq))
 
     def give_up(self, job_id: str) -> None:
         """Forget an intent whose post is known not to have happened."""
-        self._redis.hdel(_job_key(job_id), "intent")
+        with redis_at_hand():
+            self._redis.hdel(_job_key(job_id), "intent")
 
     def remember_root(self, job_id: str, channel: str, ts: str) -> None:
         """Remember the root message, in one step with what finds the job again from its thread."""
-        with self._redis.pipeline(transaction=True) as pipe:
+        with redis_at_hand(), self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(_job_key(job_id), f"ts:{ROOT}", ts)
             pipe.hdel(_job_key(job_id), "intent")
             pipe.set(_thread_key(channel, ts), job_id)
@@ -94,21 +102,22 @@ class DeliveryStore:
 
     def remember_reply(self, job_id: str, seq: int, ts: str, *, is_progress: bool = False) -> None:
         """Remember a posted milestone and move the cursor past it, in one step."""
-        fields = {f"ts:{seq}": ts, "cursor": str(seq)}
+        fields: dict[Any, Any] = {f"ts:{seq}": ts, "cursor": str(seq)}
         if is_progress:
             fields["progress"] = str(seq)
-        with self._redis.pipeline(transaction=True) as pipe:
+        with redis_at_hand(), self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(_job_key(job_id), mapping=fields)
             pipe.hdel(_job_key(job_id), "intent")
             pipe.execute()
 
     def remember_classic(self, job_id: str) -> None:
         """Remember that this workspace refuses newer blocks."""
-        self._redis.hset(_job_key(job_id), "classic", "1")
+        with redis_at_hand():
+            self._redis.hset(_job_key(job_id), "classic", "1")
 
     def finish(self, job_id: str, channel: str, root_ts: str) -> None:
         """Remember that nothing more will be said, and begin to forget."""
-        with self._redis.pipeline(transaction=True) as pipe:
+        with redis_at_hand(), self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(_job_key(job_id), "done", "1")
             pipe.expire(_job_key(job_id), KEPT_S)
             pipe.expire(_thread_key(channel, root_ts), KEPT_S)
@@ -116,8 +125,9 @@ class DeliveryStore:
 
     def job_of_thread(self, channel: str, ts: str) -> str | None:
         """The job whose root message that is."""
-        found = cast("bytes | str | None", self._redis.get(_thread_key(channel, ts)))
-        return None if found is None else _text(found)
+        with redis_at_hand():
+            found: Any = self._redis.get(_thread_key(channel, ts))
+        return None if found is None else str(found)
 
     def hold(self, owner: str, for_s: float) -> bool:
         """Become, or stay, the one process that posts.
@@ -126,11 +136,13 @@ class DeliveryStore:
             owner: Name of the process, unique among all bots.
             for_s: Seconds after which another one may take over.
         """
-        return bool(self._renew(keys=[PREFIX + "reporter"], args=[owner, round(for_s * 1000)]))
+        with redis_at_hand():
+            return bool(self._renew(keys=[PREFIX + "reporter"], args=[owner, round(for_s * 1000)]))
 
     def release(self, owner: str) -> None:
         """Let another process post at once."""
-        self._release(keys=[PREFIX + "reporter"], args=[owner])
+        with redis_at_hand():
+            self._release(keys=[PREFIX + "reporter"], args=[owner])
 
 
 def _job_key(job_id: str) -> str:
@@ -139,7 +151,3 @@ def _job_key(job_id: str) -> str:
 
 def _thread_key(channel: str, ts: str) -> str:
     return f"{PREFIX}thread:{channel}:{ts}"
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

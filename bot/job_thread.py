@@ -1,0 +1,259 @@
+"""One job's thread: brings Slack up to date with the job's events, in order, each milestone once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import replace
+
+from bot.delivery import ROOT, DeliveryStore, ThreadMemory
+from bot.outbox import Later, Outbox, Post, RefusedError
+from bot.render.message import Message
+from bot.render.plan import render_root
+from bot.render.progress import render_progress
+from bot.render.thread import is_progress, render_milestone
+from bot.story import Story, tell
+from runner.events import JobQueued, MetricsLogged, StoredEvent
+from runner.store import Store
+
+EDIT_EVERY_S = 3.0
+"""Shortest pause between two edits of the same message: Slack permits about 50 edits a minute for a whole workspace."""
+FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 60.0
+"""The wait after a failed call doubles from the first to the longest."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Patience:
+    """How long to wait after a call that did not work out: what Slack asks for, else longer each time."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._until = float("-inf")
+
+    def worked(self) -> None:
+        """The call worked out."""
+        self._failures = 0
+
+    def failed(self, later: Later) -> float:
+        """The call did not; returns the seconds to wait."""
+        wait_s = later.wait_s or min(FIRST_WAIT_S * 2**self._failures, LONGEST_WAIT_S)
+        self._failures += 1
+        self._until = time.monotonic() + wait_s
+        return wait_s
+
+    def left_s(self) -> float:
+        """Seconds of the wait that are left."""
+        return max(0.0, self._until - time.monotonic())
+
+
+class _EditedMessage:
+    """A message that is edited in place: what it shows, and when it may change again."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._shown: Message | None = None
+        self._edited_at = float("-inf")
+        self.patience = _Patience()
+        self.lost = False
+        """Slack refuses to edit it, for instance because somebody has deleted it."""
+
+    def posted(self, shown: Message) -> None:
+        """It has just been posted with this content."""
+        self._shown, self._edited_at = shown, time.monotonic()
+
+    def differs(self, wanted: Message) -> bool:
+        """Whether an edit would change anything."""
+        return not self.lost and self._shown != wanted
+
+    def wait_s(self, *, at_once: bool) -> float:
+        """Seconds until it may be edited; `at_once` waits only where Slack has asked for it."""
+        pause = 0.0 if at_once else self._edited_at + self._every_s - time.monotonic()
+        return max(pause, self.patience.left_s())
+
+
+class JobThread:
+    """The thread of one job. Not safe for two threads at once: its caller sees to that.
+
+    Args:
+        job_id: The job.
+        store: Its record and events.
+        memory: What has been said already.
+        outbox: Sends.
+        edit_every_s: Shortest pause between two edits of the same message.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        *,
+        store: Store,
+        memory: DeliveryStore,
+        outbox: Outbox,
+        edit_every_s: float = EDIT_EVERY_S,
+    ) -> None:
+        self.job_id = job_id
+        self.closed = False
+        """Nothing more will be said: it is finished, was never asked for, or Slack refuses it."""
+        self.finished = False
+        """Everything has been said."""
+        self._store = store
+        self._memory = memory
+        self._outbox = outbox
+        self._story: Story | None = None
+        """Everything up to the last event whose milestone is posted."""
+        self._pending: deque[StoredEvent] = deque()
+        self._root = _EditedMessage(edit_every_s)
+        self._progress = _EditedMessage(edit_every_s)
+        self._patience = _Patience()
+
+    def catch_up(self) -> float | None:
+        """Say everything that is to be said now.
+
+        Returns:
+            Seconds after which it wants to be called again even without news, None when only news matter.
+
+        Raises:
+            UnavailableError: Redis is away.
+        """
+        if self.closed:
+            return None
+        if (left_s := self._patience.left_s()) > 0:
+            return left_s
+        try:
+            wait_s = self._catch_up()
+        except Later as later:
+            wait_s = self._patience.failed(later)
+            _log.info("%s: %s; again in %.1f s.", self.job_id, later, wait_s)
+            return wait_s
+        except RefusedError as refusal:
+            self._close()
+            _log.warning(
+                "%s: Slack refuses to post (%s). Its thread stays as it is; invite the bot or repair the app, then "
+                "restart the bot.",
+                self.job_id,
+                refusal.code,
+            )
+            return None
+        self._patience.worked()
+        return wait_s
+
+    def _catch_up(self) -> float | None:
+        if self._story is None:
+            self._story = Story(self._store.get(self.job_id))
+        story = self._story
+        channel = story.record.origin.get("channel")
+        known = self._memory.recall(self.job_id)
+        if channel is None or known.done:
+            self.finished = known.done
+            self._close()
+            return None
+        seen = self._pending[-1].seq if self._pending else story.seq
+        self._pending.extend(self._store.events(self.job_id, after=seen))
+        root_ts = known.root_ts or self._post_root(story, channel, known)
+        self._say_pending(channel, root_ts)
+        return self._edit_both(channel, root_ts)
+
+    def _post_root(self, story: Story, channel: str, known: ThreadMemory) -> str:
+        for stored in self._pending:
+            story = tell(story, stored)
+        message = render_root(story)
+        ts = self._outbox.post(Post(story.record, channel, ROOT, message), known)
+        self._memory.remember_root(self.job_id, channel, ts)
+        self._store.set_origin(self.job_id, {"thread_ts": ts})
+        self._root.posted(_without_ids(story))
+        return ts
+
+    def _say_pending(self, channel: str, root_ts: str) -> None:
+        while self._pending:
+            stored, story = self._pending[0], self._story
+            if story is None:
+                raise AssertionError("a story is begun before anything is said")
+            known = self._memory.recall(self.job_id)
+            if stored.seq > known.cursor and not isinstance(stored.event, MetricsLogged):
+                message = render_milestone(story, stored, pool_is_served=self._pool_is_served(story, stored))
+                if message is not None:
+                    # What has been trained so far stands above what comes next.
+                    self._edit_progress(channel, known, story, at_once=True)
+                    self._reply(Post(story.record, channel, stored.seq, message, root_ts), known, story, stored)
+            self._story = tell(story, stored)
+            self._pending.popleft()
+
+    def _reply(self, post: Post, known: ThreadMemory, story: Story, stored: StoredEvent) -> None:
+        progress = is_progress(story, stored)
+        ts = self._outbox.post(post, known)
+        self._memory.remember_reply(self.job_id, post.seq, ts, is_progress=progress)
+        if progress:
+            self._progress.posted(post.message)
+
+    def _pool_is_served(self, story: Story, stored: StoredEvent) -> bool:
+        return not isinstance(stored.event, JobQueued) or bool(self._store.workers(story.record.pool))
+
+    def _edit_both(self, channel: str, root_ts: str) -> float | None:
+        """Bring the edited messages up to date, or say in how many seconds that is possible."""
+        story = self._story
+        if story is None:
+            raise AssertionError("a story is begun before anything is edited")
+        known = self._memory.recall(self.job_id)
+        # The last word is not kept waiting.
+        over = story.end is not None
+        waits = [
+            self._edit_progress(channel, known, story, at_once=over),
+            self._edit(self._root, channel, root_ts, render_root(story), _without_ids(story), known, at_once=over),
+        ]
+        wait_s = max(waits) if over else min((wait for wait in waits if wait > 0), default=0.0)
+        if wait_s > 0:
+            return wait_s
+        if over:
+            self._memory.finish(self.job_id, channel, root_ts)
+            self.finished = True
+            self._close()
+        return None
+
+    def _edit_progress(self, channel: str, known: ThreadMemory, story: Story, *, at_once: bool) -> float:
+        if story.training is None or known.progress_ts is None:
+            return 0.0
+        message = render_progress(story)
+        return self._edit(self._progress, channel, known.progress_ts, message, message, known, at_once=at_once)
+
+    def _edit(
+        self,
+        edited: _EditedMessage,
+        channel: str,
+        ts: str,
+        message: Message,
+        shown: Message,
+        known: ThreadMemory,
+        *,
+        at_once: bool,
+    ) -> float:
+        """Edit if there is a difference and it is time; returns the seconds to wait, 0 when it is up to date."""
+        if not edited.differs(shown):
+            return 0.0
+        if (wait_s := edited.wait_s(at_once=at_once)) > 0:
+            return wait_s
+        try:
+            self._outbox.edit(self.job_id, channel, ts, message, classic=known.classic)
+        except Later as later:
+            wait_s = edited.patience.failed(later)
+            _log.info("%s: not edited yet: %s; again in %.1f s.", self.job_id, later, wait_s)
+            return wait_s
+        except RefusedError as refusal:
+            edited.lost = True
+            _log.warning("%s: Slack refuses to edit message %s (%s).", self.job_id, ts, refusal.code)
+        else:
+            edited.patience.worked()
+            edited.posted(shown)
+        return 0.0
+
+    def _close(self) -> None:
+        self.closed = True
+        self._story = None
+        self._pending.clear()
+
+
+def _without_ids(story: Story) -> Message:
+    """The root message as it can be compared: its blocks' ids change with every event, its words do not."""
+    return render_root(replace(story, seq=0))
