@@ -67,6 +67,7 @@ class SocketHub:
         self._tickets: set[str] = set()
         self._open: list[web.WebSocketResponse] = []
         self._receiving: list[web.WebSocketResponse] = []
+        self._refreshed: list[web.WebSocketResponse] = []
         self._pending: dict[str, Envelope] = {}
         self._turn = itertools.count()
         self._connected = asyncio.Event()
@@ -114,6 +115,7 @@ class SocketHub:
         )
         self._receiving.append(connection)
         self._connected.set()
+        self._end_refreshed()
         await self._send_waiting()
         try:
             async for message in connection:
@@ -157,6 +159,7 @@ class SocketHub:
             if kind in ("refresh", "warning"):
                 reason = "refresh_requested" if kind == "refresh" else "warning"
                 await connection.send_json({"type": "disconnect", "reason": reason, "debug_info": {"host": "local"}})
+                self._refreshed.append(connection)
             elif kind == "close":
                 await connection.close(code=1001, message=b"going away")
             else:
@@ -204,6 +207,17 @@ class SocketHub:
                 with contextlib.suppress(ConnectionError):
                     await connection.send_json(envelope.body())
 
+    def _end_refreshed(self) -> None:
+        """Half-close what was told to go, now that there is a successor: late acknowledgements still come in.
+
+        slack_sdk reads from the successor only after its read from the old connection returns, which takes up to 3 s.
+        """
+        for connection in self._refreshed:
+            transport = _transport(connection)
+            if connection in self._open and transport is not None and transport.can_write_eof():
+                transport.write_eof()
+        self._refreshed.clear()
+
     def _receive(self, body: dict[str, Any]) -> None:
         envelope = self._pending.get(str(body.get("envelope_id")))
         if envelope is not None and not envelope.reply.done():
@@ -221,8 +235,13 @@ class SocketHub:
                     envelope.connection = None
 
 
+def _transport(connection: web.WebSocketResponse) -> asyncio.WriteTransport | None:
+    request = connection._req  # noqa: SLF001 - aiohttp has no public way to the socket
+    return None if request is None else request.transport
+
+
 def _reset(connection: web.WebSocketResponse) -> None:
-    transport = connection._req.transport if connection._req is not None else None  # noqa: SLF001 - no public way to the socket
+    transport = _transport(connection)
     if transport is not None:
         # Linger 0 makes the kernel send RST, so the other side's read fails at once instead of seeing an orderly end.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
