@@ -161,6 +161,7 @@ def _answer(
     settings = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers leaves it bare
         do_sample=False,
         max_new_tokens=max_new_tokens,
+        use_cache=True,
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -179,7 +180,6 @@ def _answer(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
             generation_config=settings,
-            use_cache=True,
         )
         for index, tokens in zip(batch, output[:, width:].tolist(), strict=True):
             end = next((place for place, token in enumerate(tokens) if token in ends), None)

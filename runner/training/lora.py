@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,10 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     )
     # Before, not after: whatever drew random numbers so far must not move the adapter's start.
     set_seed(seed)
-    wrapped = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks by the old name; nothing that a user could change.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)  # noqa: S101  # a mixed model comes only when asked for
     return wrapped
 

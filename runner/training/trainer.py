@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,9 +113,6 @@ def _arguments(training: Training, output_dir: Path, compute_dtype: str, *, on_c
         packing=training.packing,
         packing_strategy="bfd",
         dataset_kwargs={"skip_prepare_dataset": True},
-        gradient_checkpointing=training.gradient_checkpointing,
-        # Reentrant checkpointing loses the gradient where the inputs need none, as below a frozen base model.
-        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
         neftune_noise_alpha=training.neftune_noise_alpha,
         logging_strategy="steps",
         logging_steps=training.logging_steps,
@@ -134,6 +132,7 @@ def _arguments(training: Training, output_dir: Path, compute_dtype: str, *, on_c
         report_to="none",
         disable_tqdm=True,
         **_warmup(training.warmup_steps),
+        **_checkpointing(training),
     )
 
 
@@ -142,3 +141,14 @@ def _warmup(steps: float) -> dict[str, Any]:
     if 0 < steps < 1 and Version(transformers.__version__) < Version("5"):
         return {"warmup_ratio": steps}
     return {"warmup_steps": steps if 0 < steps < 1 else int(steps)}
+
+
+def _checkpointing(training: Training) -> dict[str, Any]:
+    """Name recomputing in the backward pass as the installed transformers does; the old name warns on newer ones."""
+    names = {field.name for field in fields(SFTConfig)}
+    prefix = "activation" if "activation_checkpointing" in names else "gradient"
+    return {
+        f"{prefix}_checkpointing": training.gradient_checkpointing,
+        # Reentrant checkpointing loses the gradient where the inputs need none, as above a frozen embedding.
+        f"{prefix}_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
+    }

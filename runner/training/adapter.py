@@ -1,0 +1,105 @@
+"""Writes what a run leaves: adapter and tokenizer, a card for people, a manifest for machines, the loss curve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.training.card import Outcome, render_card
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+ADAPTER = "adapter"
+MANIFEST = "manifest.json"
+LOSS_PLOT = "loss.png"
+
+
+def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
+    """Write the adapter and its tokenizer, replacing what an interrupted save left there.
+
+    Args:
+        model: The trained model, its precision settled.
+        tokenizer: With the chat template that the rows were rendered with.
+        folder: `RUN_DIR/adapter`.
+
+    Returns:
+        Bytes of all files.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(folder)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def write_documents(outcome: Outcome, folder: Path) -> None:
+    """Put card and manifest beside a verified adapter.
+
+    Args:
+        outcome: What they tell.
+        folder: `RUN_DIR/adapter`.
+    """
+    (folder / MANIFEST).write_text(json.dumps(_manifest(outcome), indent=2) + "\n", encoding="utf-8")
+    # In place of the card that PEFT wrote, which never records the quantization.
+    (folder / "README.md").write_text(render_card(outcome), encoding="utf-8")
+
+
+def _manifest(outcome: Outcome) -> dict[str, Any]:
+    spec = outcome.spec
+    return {
+        "created_at": datetime.now(UTC).isoformat(),
+        "base_model": spec.project.base_model,
+        "revision": spec.project.revision,
+        "rung": outcome.receipt.rung,
+        "git_revision": outcome.git_revision,
+        "spec": spec.model_dump(mode="json"),
+        "versions": {package.name: package.installed for package in outcome.versions.packages}
+        | {"python": outcome.versions.python},
+        "device": outcome.versions.device,
+        "receipt": outcome.receipt.model_dump(mode="json"),
+        "data": [
+            share.model_dump(mode="json") | {"sha256": outcome.mix.fingerprints[share.dataset_id]}
+            for share in outcome.mix.event.shares
+        ],
+        "metrics": {
+            "summary": outcome.summary.model_dump(mode="json"),
+            "before": outcome.before.model_dump(mode="json", exclude={"at", "kind", "when"}),
+            "after": outcome.after.model_dump(mode="json", exclude={"at", "kind", "when"}),
+        },
+        "verified": outcome.verified.model_dump(mode="json", exclude={"kind"}),
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """Commit that `folder` is checked out at, None where there is no repository or no git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    answer = subprocess.run([git, "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def plot_loss(log_history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the loss over the optimizer steps of all attempts.
+
+    Args:
+        log_history: The trainer's records; those without a loss are passed over.
+        path: The PNG file to write.
+    """
+    # Imported here: matplotlib takes most of a second, and this runs beside the verifying process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    points = [(record["step"], record["loss"]) for record in log_history if "loss" in record]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([step for step, _ in points], [loss for _, loss in points], marker=".")
+    axes.set(xlabel="optimizer step", ylabel="training loss", ylim=(0, None))
+    axes.grid(visible=True, alpha=0.3)
+    FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]  # matplotlib leaves it bare

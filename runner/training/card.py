@@ -1,0 +1,132 @@
+"""The README of an adapter's folder: what it is, from what, how well, how to load it. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from runner.events import (
+    RUNG_WORDS,
+    AdapterVerified,
+    DataMixed,
+    Evaluated,
+    LoadReceipt,
+    RunSummary,
+    VersionsReported,
+)
+from runner.spec import RunSpec
+from runner.training.data import Mix
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an attempt that trained to its end has to tell."""
+
+    spec: RunSpec
+    versions: VersionsReported
+    receipt: LoadReceipt
+    mix: Mix
+    before: Evaluated
+    after: Evaluated
+    verified: AdapterVerified
+    summary: RunSummary
+    git_revision: str | None
+    """Commit of the projects folder, None where it is under no version control."""
+
+
+def render_card(outcome: Outcome) -> str:
+    """Write the model card as Markdown with the front matter that model hubs read."""
+    project, receipt, summary = outcome.spec.project, outcome.receipt, outcome.summary
+    made = (
+        f"A LoRA adapter for `{project.base_model}`, trained with {RUNG_WORDS[receipt.rung]} "
+        f"({receipt.quantized_modules} of {receipt.linear_modules} linear modules quantized, "
+        f"computing in {receipt.compute_dtype})."
+    )
+    parts = [
+        _front_matter(project.base_model),
+        f"# {project.name}\n",
+        f"{_cell(project.description)}\n" if project.description else "",
+        f"{made}\n",
+        f"Loss {summary.loss_first:.4g} → {summary.loss_last:.4g} in {summary.steps} steps.\n",
+        _data(outcome.mix.event),
+        _exact_match(outcome.before, outcome.after),
+        _samples(outcome.before, outcome.after),
+        _usage(project.base_model),
+        "`manifest.json` holds every setting, version and data fingerprint.\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _front_matter(base_model: str) -> str:
+    lines = [
+        "---",
+        # JSON text is valid YAML, whatever the name holds.
+        f"base_model: {json.dumps(base_model)}",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags: [lora, qlora, sft]",
+        "---",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *[[_cell(cell) for cell in row] for row in rows]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Keep answers of a model and names from files from breaking out of a table or becoming markup."""
+    for mark in ("\\", "|", "`", "*", "_", "<", "["):
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def _data(mixed: DataMixed) -> str:
+    rows = (
+        (
+            share.trait_type,
+            share.dataset_name,
+            f"{share.percentage:g} %",
+            str(share.rows_used),
+            str(share.trained_tokens),
+        )
+        for share in mixed.shares
+    )
+    return "## Data\n\n" + _table(("trait", "dataset", "share", "rows", "trained tokens"), rows)
+
+
+def _exact_match(before: Evaluated, after: Evaluated) -> str:
+    if not after.exact_match:
+        return ""
+    rows = (
+        (new.dataset_name, f"{old.share:.0%}", f"{new.share:.0%} ({new.correct} of {new.total})")
+        for old, new in zip(before.exact_match, after.exact_match, strict=True)
+    )
+    return "## Answers right to the letter\n\n" + _table(("dataset", "base", "adapter"), rows)
+
+
+def _samples(before: Evaluated, after: Evaluated) -> str:
+    if not after.samples:
+        return ""
+    rows = (
+        (new.prompt, old.completion, new.completion) for old, new in zip(before.samples, after.samples, strict=True)
+    )
+    return "## Samples\n\n" + _table(("prompt", "base", "adapter"), rows)
+
+
+def _usage(base_model: str) -> str:
+    return f"""## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({json.dumps(base_model)})
+model = PeftModel.from_pretrained(base, "this/folder")
+tokenizer = AutoTokenizer.from_pretrained("this/folder")
+```
+"""

@@ -1,0 +1,232 @@
+"""The linear story of one attempt, from the version report to the verified adapter.
+
+`from runner.training.pipeline import train`: the package itself stays empty, so that naming it loads no torch.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.events import (
+    AdapterSaved,
+    ChildEvent,
+    Evaluated,
+    LoadReceipt,
+    Phase,
+    PhaseStarted,
+    RunInterrupted,
+    RunSucceeded,
+    RunSummary,
+    parse_event,
+)
+from runner.spec import RunSpec
+from runner.training.adapter import ADAPTER, LOSS_PLOT, git_revision, plot_loss, save_adapter, write_documents
+from runner.training.callbacks import Checkpoints, Progress, StopAtStep
+from runner.training.card import Outcome
+from runner.training.checkpoints import CHECKPOINTS, complete_checkpoints, fingerprint_of, newest_checkpoint
+from runner.training.data import Mix, mix_data
+from runner.training.evaluation import evaluate, prepare_questions
+from runner.training.loading import protected_load
+from runner.training.lora import add_lora, settle_precision
+from runner.training.stopping import StopRequestedError, StopSwitch
+from runner.training.trainer import build_trainer, resolve_settings
+from runner.training.verify import PROBE, store_probe
+from runner.training.verifying_process import VerifyingProcess
+from runner.versions import report_versions
+
+Emit = Callable[[ChildEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """What is left when the model is gone from memory."""
+
+    receipt: LoadReceipt
+    mix: Mix
+    before: Evaluated
+    after: Evaluated
+    log_history: list[dict[str, Any]]
+    steps: int
+    train_s: float
+
+
+def train(
+    spec: RunSpec, run_dir: Path, emit: Emit, *, models_root: Path, projects_dir: Path, stop: StopSwitch | None = None
+) -> RunSucceeded | RunInterrupted:
+    """Train, save and verify an adapter; goes on from the newest complete checkpoint of this job's attempts.
+
+    Args:
+        spec: What to do, resolved.
+        run_dir: The attempt's folder; made if missing.
+        emit: Gets every event but the last, which is returned.
+        models_root: Where local base models lie on this host.
+        projects_dir: The folder that data paths are relative to.
+        stop: Set it to end the run at its next step boundary with a checkpoint.
+
+    Returns:
+        `run_succeeded` when `run_dir/adapter` is verified, `run_interrupted` when the switch was set before.
+
+    Raises:
+        TrainingError: The attempt cannot go on; its subclass and code say who has to act.
+    """
+    started = time.monotonic()
+    stop = stop or StopSwitch()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    try:
+        with VerifyingProcess(run_dir, models_root) as verifying:
+            emit(PhaseStarted(phase=Phase.VERSIONS))
+            versions = report_versions(_device())
+            emit(versions)
+            trained = _train(
+                spec, run_dir, emit, models_root=models_root, projects_dir=projects_dir, stop=stop, verifying=verifying
+            )
+            emit(PhaseStarted(phase=Phase.VERIFYING))
+            _free_memory()
+            verifying.begin()
+            plot_loss(trained.log_history, run_dir / LOSS_PLOT)
+            revision = git_revision(projects_dir)
+            verified = verifying.result(stop)
+            emit(verified)
+    except StopRequestedError:
+        found = complete_checkpoints(run_dir)
+        return RunInterrupted(step=found[-1].step if found else 0, checkpoint=str(found[-1].path) if found else None)
+    losses = [record["loss"] for record in trained.log_history if "loss" in record]
+    summary = RunSummary(
+        rung=trained.receipt.rung,
+        steps=trained.steps,
+        loss_first=losses[0],
+        loss_last=losses[-1],
+        train_s=trained.train_s,
+        duration_s=time.monotonic() - started,
+        guard_interceptions=trained.receipt.guard_interceptions,
+    )
+    outcome = Outcome(
+        spec=spec,
+        versions=versions,
+        receipt=trained.receipt,
+        mix=trained.mix,
+        before=trained.before,
+        after=trained.after,
+        verified=verified,
+        summary=summary,
+        git_revision=revision,
+    )
+    write_documents(outcome, run_dir / ADAPTER)
+    return RunSucceeded(summary=summary, adapter_path=str(run_dir / ADAPTER))
+
+
+def _train(
+    spec: RunSpec,
+    run_dir: Path,
+    emit: Emit,
+    *,
+    models_root: Path,
+    projects_dir: Path,
+    stop: StopSwitch,
+    verifying: VerifyingProcess,
+) -> _Trained:
+    """Load, train, evaluate and save; the model is gone from memory when this returns."""
+    training = spec.project.training
+    with protected_load(spec, models_root=models_root, emit=emit) as loaded:
+        tokenizer = loaded.tokenizer
+        _write_receipt(run_dir, loaded.receipt)
+        stop.raise_if_set()
+
+        emit(PhaseStarted(phase=Phase.DATA))
+        mix = mix_data(spec, tokenizer, projects_dir)
+        questions = prepare_questions(spec, tokenizer, projects_dir, as_chat=mix.as_chat)
+        emit(mix.event)
+        fingerprint = fingerprint_of(spec, mix, loaded.receipt.rung)
+        resume = newest_checkpoint(run_dir, fingerprint)
+
+        before = _earlier_baseline(run_dir) if resume else None
+        if before is None:
+            emit(PhaseStarted(phase=Phase.BASELINE))
+            before = evaluate(loaded.model, tokenizer, questions, when="before", stop=stop)
+            emit(before)
+        stop.raise_if_set()
+
+        emit(PhaseStarted(phase=Phase.TRAINING))
+        model = add_lora(loaded.model, spec.project.lora, training.seed)
+        progress = Progress(
+            emit,
+            settings=resolve_settings(spec, loaded.receipt.compute_dtype, loaded.receipt.device),
+            trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        )
+        trainer = build_trainer(
+            model,
+            tokenizer,
+            mix,
+            training,
+            output_dir=run_dir / CHECKPOINTS,
+            compute_dtype=loaded.receipt.compute_dtype,
+            callbacks=[
+                progress,
+                Checkpoints(emit, fingerprint=fingerprint, keep=training.save_total_limit),
+                StopAtStep(stop),
+            ],
+        )
+        training_started = time.monotonic()
+        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+        train_s = time.monotonic() - training_started
+        stop.raise_if_set()
+
+        verifying.start()
+        emit(PhaseStarted(phase=Phase.EVALUATION))
+        settle_precision(model)
+        after = evaluate(model, tokenizer, questions, when="after", stop=stop)
+        emit(after)
+
+        emit(PhaseStarted(phase=Phase.SAVING))
+        store_probe(model, mix.input_ids, run_dir / PROBE)
+        size_bytes = save_adapter(model, tokenizer, run_dir / ADAPTER)
+        emit(AdapterSaved(path=str(run_dir / ADAPTER), size_bytes=size_bytes))
+        receipt = loaded.receipt.model_copy(update={"guard_interceptions": loaded.guard.interceptions})
+        _write_receipt(run_dir, receipt)
+        return _Trained(
+            receipt=receipt,
+            mix=mix,
+            before=before,
+            after=after,
+            log_history=trainer.state.log_history,
+            steps=trainer.state.global_step,
+            train_s=train_s,
+        )
+
+
+def _write_receipt(run_dir: Path, receipt: LoadReceipt) -> None:
+    (run_dir / "receipt.json").write_text(receipt.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _earlier_baseline(run_dir: Path) -> Evaluated | None:
+    """Find what the base model answered in an earlier attempt: the same model and questions answer the same."""
+    for path in sorted(run_dir.parent.glob("attempt-*/events.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # A killed attempt may have left half a line at its end.
+            if '"kind":"evaluated"' in line and line.endswith("}"):
+                event = parse_event(line)
+                if isinstance(event, Evaluated) and event.when == "before":
+                    return event
+    return None
+
+
+def _free_memory() -> None:
+    """Give the device's memory back before another process loads the same base model."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return f"cpu ({torch.get_num_threads()} threads)"
+    properties = torch.cuda.get_device_properties(0)
+    return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
