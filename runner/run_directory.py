@@ -14,6 +14,7 @@ Imports nothing but the vocabulary: no Redis, no torch.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -111,7 +112,7 @@ def create_attempt(output_root: Path, spec: RunSpec, job_id: str, attempt: int) 
         spec: The resolved spec; names the folder below the root.
         job_id: Names the job's folder.
         attempt: 1 for the first. Where that folder exists already, because Redis lost the last second before it
-            was killed, the new one gets a suffix: no two attempts ever write into one folder.
+            was killed, the next free number is taken: no two attempts ever write into one folder.
 
     Raises:
         UnavailableError: The folder would lie outside the root, passes a symbolic link, or cannot be written.
@@ -171,15 +172,14 @@ def _next_attempt(job_dir: Path) -> int:
 
 
 def _make_folder(job_dir: Path, attempt: int) -> Path:
-    suffix = 1
-    while True:
-        path = job_dir / (f"attempt-{attempt}" if suffix == 1 else f"attempt-{attempt}-{suffix}")
+    for number in itertools.count(attempt):
+        path = job_dir / f"attempt-{number}"
         try:
             path.mkdir(mode=0o700)
         except FileExistsError:
-            suffix += 1
-        else:
-            return path
+            continue
+        return path
+    raise AssertionError  # unreachable: count() does not end
 
 
 def _refuse_symlinks(root: Path, path: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from runner.child import EVENTS_FD, Child, Spawn
-from runner.spec import DatasetEntry, DatasetShare, ProjectSpec, RunSpec, Trait
 
 PROLOGUE = '''
 import json, os, signal, subprocess, sys, time
@@ -110,15 +109,3 @@ def scripted(child_script: Callable[[str], Path]) -> Callable[[str], Spawn]:
         return spawn
 
     return make
-
-
-@pytest.fixture
-def run_spec() -> RunSpec:
-    """A small valid spec in the `gpu` pool."""
-    project = ProjectSpec(
-        name="tiny",
-        base_model="tiny-llama",
-        output_directory="team/tiny",
-        traits=(Trait(trait_type="arithmetic", datasets=(DatasetShare(dataset_id=1),)),),
-    )
-    return RunSpec(project=project, datasets={1: DatasetEntry(name="sums", path="data/sums.jsonl")})

@@ -26,7 +26,7 @@ def save_checkpoint(run_directory: RunDirectory, step: int, *, complete: bool = 
 def test_an_attempt_gets_a_private_folder_with_its_spec(tmp_path: Path, run_spec: RunSpec) -> None:
     run_directory = create_attempt(tmp_path, run_spec, "tiny-abcde", 1)
 
-    assert run_directory.path == tmp_path / "team" / "tiny" / "tiny-abcde" / "attempt-1"
+    assert run_directory.path == tmp_path / "demo" / "tiny-abcde" / "attempt-1"
     assert stat.S_IMODE(run_directory.path.stat().st_mode) == 0o700
     assert RunSpec.model_validate_json(run_directory.spec_path.read_text()) == run_spec
 
@@ -36,7 +36,7 @@ def test_no_two_attempts_write_into_one_folder(tmp_path: Path, run_spec: RunSpec
     second = create_attempt(tmp_path, run_spec, "tiny-abcde", 1)
 
     assert first.path != second.path
-    assert second.path.name == "attempt-1-2"
+    assert second.path.name == "attempt-2"
 
 
 def test_a_folder_on_the_way_that_is_a_link_is_refused(tmp_path: Path, run_spec: RunSpec) -> None:
@@ -44,7 +44,7 @@ def test_a_folder_on_the_way_that_is_a_link_is_refused(tmp_path: Path, run_spec:
     elsewhere.mkdir()
     root = tmp_path / "outputs"
     root.mkdir()
-    (root / "team").symlink_to(elsewhere)
+    (root / "demo").symlink_to(elsewhere)
 
     with pytest.raises(UnavailableError, match="symbolic link"):
         create_attempt(root, run_spec, "tiny-abcde", 1)

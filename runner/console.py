@@ -1,0 +1,182 @@
+"""What happens to a run, told on a terminal: events become lines, progress becomes a bar."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from runner.events import (
+    AdapterSaved,
+    AdapterVerified,
+    CheckpointSaved,
+    ChildEvent,
+    ConfigLoaded,
+    DataMixed,
+    Evaluated,
+    MetricsLogged,
+    ModelLoaded,
+    PhaseStarted,
+    RunFailed,
+    RungFailed,
+    RunInterrupted,
+    RunSucceeded,
+    TokenizerLoaded,
+    TrainingStarted,
+    VersionsReported,
+)
+from runner.versions import format_versions
+
+_MB = 1_000_000
+_MINUTE_S = 60
+
+
+def describe_event(event: ChildEvent) -> list[str]:  # noqa: C901, PLR0911, PLR0912 - one case an event
+    """Tell an event in lines of plain text; some need none. Pure."""
+    match event:
+        case VersionsReported():
+            return format_versions(event).splitlines()
+        case TokenizerLoaded():
+            line = f"Tokenizer: {event.tokenizer_class}, {event.vocab_size} entries, pad token {event.pad_token}"
+            return [line, *([f"  {event.workaround}"] if event.workaround else [])]
+        case ConfigLoaded():
+            revision = f", revision {event.revision}" if event.revision else ""
+            return [f"Config: model_type {event.model_type} (from {event.source}), {event.config_class}{revision}"]
+        case RungFailed():
+            return [event.announcement]
+        case ModelLoaded():
+            return [event.announcement, *_receipt(event)]
+        case DataMixed():
+            return _mix(event)
+        case TrainingStarted():
+            resumed = f", going on from step {event.resumed_from_step}" if event.resumed_from_step else ""
+            return [
+                f"Training: {event.total_steps} steps, {event.trainable_parameters:,} trainable parameters{resumed}"
+            ]
+        case MetricsLogged():
+            return [f"  {progress_text(event)}"]
+        case CheckpointSaved():
+            return [f"Checkpoint at step {event.step}"]
+        case Evaluated():
+            return _answers(event)
+        case AdapterSaved():
+            return [f"Adapter saved: {event.size_bytes / _MB:.1f} MB"]
+        case AdapterVerified():
+            return [f"Adapter verified in a fresh process ({event.duration_s:.1f} s)"]
+        case RunSucceeded(summary=summary):
+            loss = f"loss {summary.loss_first:.3g} → {summary.loss_last:.3g}"
+            return [f"✅ {summary.steps} steps in {duration_text(summary.duration_s)}, {loss}"]
+        case RunFailed():
+            return [f"❌ {event.message}", *([event.hint] if event.hint else [])]
+        case RunInterrupted():
+            return [f"Stopped at step {event.step}" + ("" if event.checkpoint else ", without a checkpoint")]
+        case PhaseStarted():
+            return []
+
+
+def progress_text(event: MetricsLogged) -> str:
+    """One line of progress. Pure."""
+    return (
+        f"step {event.step}/{event.total_steps}  loss {event.loss:.3f}  {event.tokens_per_s:,.0f} tokens/s"
+        f"  {duration_text(event.eta_s)} left"
+    )
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as people say them: `8 s`, `4 min 10 s`, `2 h 5 min`. Pure."""
+    minutes, rest = divmod(round(seconds), _MINUTE_S)
+    hours, minutes = divmod(minutes, _MINUTE_S)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def printable(text: str) -> str:
+    """Text whose control characters cannot move a terminal's cursor or repaint its screen. Pure."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+class TerminalStory:
+    """Prints events as they come, with one bar for the training; a context manager that cleans up the bar.
+
+    Args:
+        console: Where to print. On something that is no terminal the bar becomes plain lines.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def show(self, event: ChildEvent) -> None:
+        """Print an event, or move the bar."""
+        if isinstance(event, TrainingStarted):
+            self._task = self._progress.add_task(
+                "training", total=event.total_steps, completed=event.resumed_from_step, facts=""
+            )
+        elif isinstance(event, MetricsLogged) and self._console.is_terminal:
+            if self._task is not None:
+                facts = f"loss {event.loss:.3f}  {duration_text(event.eta_s)} left"
+                self._progress.update(self._task, completed=event.step, facts=facts)
+            return
+        elif isinstance(event, PhaseStarted) and self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        for line in describe_event(event):
+            self.say(line)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        for part in line.splitlines():
+            self._console.print(printable(part), markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+def _receipt(event: ModelLoaded) -> list[str]:
+    receipt = event.receipt
+    held = f"{receipt.model_bytes / _MB:.1f} MB, {receipt.compute_dtype} on {receipt.device}, {receipt.load_s:.1f} s"
+    return [f"  {receipt.quantized_modules} of {receipt.linear_modules} linear modules quantized, {held}"]
+
+
+def _mix(event: DataMixed) -> list[str]:
+    lines = [f"Data: {event.rows} rows, the longest of {event.longest_tokens} tokens"]
+    lines += [
+        f"  {share.trait_type} / {share.dataset_name}: {share.rows_used} of {share.rows_available} rows "
+        f"({share.percentage:g} %)"
+        for share in event.shares
+    ]
+    if event.truncated_rows:
+        lines.append(f"  {event.truncated_rows} rows cut at max_length")
+    if event.dropped_rows:
+        lines.append(f"  {event.dropped_rows} rows left out: max_length leaves nothing of their answer")
+    return lines
+
+
+def _answers(event: Evaluated) -> list[str]:
+    lines = [f"Answers {event.when} training:"] if event.samples else []
+    lines += [f"  {sample.prompt!r} → {sample.completion!r}" for sample in event.samples]
+    lines += [
+        f"Exact match {event.when} training: {match.dataset_name}: {match.correct} of {match.total}"
+        f" ({100 * match.share:.0f} %)"
+        for match in event.exact_match
+    ]
+    return lines

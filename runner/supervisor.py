@@ -1,0 +1,167 @@
+"""One attempt, from a claimed job to its end: child, events, stop, publication.
+
+The store decides what is true. This module never ends a job on a guess: when Redis is away it trains on and waits, and
+when the job has meanwhile become somebody else's it stops its child and publishes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from enum import StrEnum
+
+from runner.attempt_link import AttemptLink, StoreAway
+from runner.child import Child, RunEnd, Spawn, spawn_training
+from runner.errors import QLoRAError
+from runner.events import FinalEvent, JobCancelled, JobFailed, JobSucceeded, RunFailed, RunInterrupted, RunSucceeded
+from runner.jobs import JobState
+from runner.redaction import redact
+from runner.run_directory import RunDirectory, checkpoint_step, create_attempt
+from runner.settings import RunnerSettings
+from runner.store import Claim, LostLease, Store
+
+logger = logging.getLogger(__name__)
+
+
+class AttemptEnd(StrEnum):
+    """What became of an attempt."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REQUEUED = "requeued"
+    """The worker stops; the job is back in its place and costs nothing."""
+    LOST = "lost"
+    """Another attempt holds the job, or nobody could be told: the reconciler takes care of it."""
+
+
+def run_attempt(
+    store: Store,
+    claim: Claim,
+    settings: RunnerSettings,
+    *,
+    stopping: threading.Event,
+    spawn: Spawn | None = None,
+) -> AttemptEnd:
+    """Run the attempt that a claim stands for, and leave its job in the state that it earned.
+
+    Args:
+        store: Where the job is kept.
+        claim: The right to write about this attempt.
+        settings: Folders and patience of this host.
+        stopping: Set when the worker has to go: the child writes a checkpoint and the job is queued again.
+        spawn: Starts the child; the training itself unless a test puts something else in its place.
+    """
+    return _Attempt(store, claim, settings, stopping, spawn or spawn_training(settings)).run()
+
+
+class _Attempt:
+    """The state of one attempt."""
+
+    def __init__(
+        self, store: Store, claim: Claim, settings: RunnerSettings, stopping: threading.Event, spawn: Spawn
+    ) -> None:
+        self._store = store
+        self._claim = claim
+        self._settings = settings
+        self._stopping = stopping
+        self._spawn = spawn
+        self._link = AttemptLink(store, claim)
+        self._give_up_at = float("inf")
+
+    def run(self) -> AttemptEnd:
+        job_id, attempt = self._claim.job.id, self._claim.job.attempt
+        logger.info("Job %s, attempt %d begins.", job_id, attempt)
+        with self._link:
+            try:
+                end = self._run()
+            except LostLease:
+                end = AttemptEnd.LOST
+            except StoreAway as error:
+                logger.warning("Job %s is left to the reconciler: %s", job_id, error)
+                end = AttemptEnd.LOST
+        logger.info("Job %s, attempt %d: %s.", job_id, attempt, end)
+        return end
+
+    def _run(self) -> AttemptEnd:
+        job = self._claim.job
+        try:
+            run_directory = create_attempt(self._settings.output_root, job.spec, job.id, job.attempt)
+            with self._spawn(run_directory.path) as child:
+                end = self._watch(child)
+            self._link.drain(give_up=self._out_of_time)
+            # Asked again and not remembered: between the child's end and now the job may have become somebody else's.
+            self._link.insist(self._link.renew, give_up=self._out_of_time)
+            if self._goes_back_to_the_queue(end):
+                return self._requeue()
+            final = self._final_event(end, run_directory)
+        except (LostLease, StoreAway):
+            raise
+        except QLoRAError as error:
+            final = JobFailed(code=error.code, message=error.message, hint=error.hint)
+        except Exception as error:
+            # A bug of ours. Queued again, the job would meet it again, on one host after the other.
+            logger.exception("Job %s: the supervisor failed.", job.id)
+            message = f"The worker failed: {type(error).__name__}: {error}"
+            final = JobFailed(code="internal", message=redact(message), hint="Look into the worker's own log.")
+        self._link.drain(give_up=self._out_of_time)
+        self._link.insist(lambda: self._store.finish(self._claim, final), give_up=self._out_of_time)
+        return _END_OF[type(final)]
+
+    def _watch(self, child: Child) -> RunEnd:
+        """Pass the child's events on, and end it in time when somebody wants it to end."""
+        deadline = float("inf")
+        for event in child.events():
+            if event is not None:
+                self._link.send(event)
+            if deadline == float("inf") and self._should_end():
+                child.ask_to_stop()
+                deadline = time.monotonic() + self._settings.stop_grace_s
+            if time.monotonic() > deadline:
+                logger.warning("Job %s: the child does not stop; killing it.", self._claim.job.id)
+                child.kill()
+        return child.end()
+
+    def _should_end(self) -> bool:
+        return self._link.broken or self._link.stop_requested_by is not None or self._stopping.is_set()
+
+    def _goes_back_to_the_queue(self, end: RunEnd) -> bool:
+        if isinstance(end, RunFailed) and self._stopping.is_set():
+            # A host that shuts down also ends the child's helpers, and what they leave behind looks like a failure.
+            # A real one is met again by the next attempt.
+            return True
+        return isinstance(end, RunInterrupted) and self._link.stop_requested_by is None
+
+    def _requeue(self) -> AttemptEnd:
+        job = self._link.insist(lambda: self._store.requeue(self._claim, "worker-stopped"), give_up=self._out_of_time)
+        # Somebody asked for a stop in the very last moment.
+        return AttemptEnd.CANCELLED if job.state is JobState.CANCELLED else AttemptEnd.REQUEUED
+
+    def _final_event(self, end: RunEnd, run_directory: RunDirectory) -> FinalEvent:
+        match end:
+            case RunSucceeded():
+                return JobSucceeded(summary=end.summary, adapter_path=str(run_directory.publish()))
+            case RunFailed():
+                return JobFailed(code=end.code, message=end.message, hint=end.hint)
+            case RunInterrupted():
+                checkpoint = run_directory.newest_checkpoint()
+                return JobCancelled(
+                    by=self._link.stop_requested_by or self._claim.job.submitted_by,
+                    step=max(end.step, checkpoint_step(checkpoint) if checkpoint else 0),
+                    checkpoint=str(checkpoint) if checkpoint else None,
+                )
+
+    def _out_of_time(self) -> bool:
+        """Whether a worker that has to go has waited for Redis long enough."""
+        if not self._stopping.is_set():
+            return False
+        self._give_up_at = min(self._give_up_at, time.monotonic() + self._settings.stop_grace_s)
+        return time.monotonic() > self._give_up_at
+
+
+_END_OF: dict[type[FinalEvent], AttemptEnd] = {
+    JobSucceeded: AttemptEnd.SUCCEEDED,
+    JobFailed: AttemptEnd.FAILED,
+    JobCancelled: AttemptEnd.CANCELLED,
+}
