@@ -7,8 +7,10 @@ installed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import redis
     from dramatiq.brokers.redis import RedisBroker
 
+    from runner.jobs import JobRecord, WorkerInfo
     from runner.spec import RunSpec
     from runner.store import Store
 
@@ -80,3 +83,32 @@ def run_spec() -> RunSpec:
         compute=Compute(pool="cpu"),
     )
     return RunSpec(project=project, datasets={})
+
+
+@pytest.fixture
+def submit_job(store: Store, run_spec: RunSpec) -> Callable[..., JobRecord]:
+    """Submit `run_spec`, each call a new request; keyword arguments go to `Store.submit`."""
+    requests = count(1)
+
+    def submit(**more: Any) -> JobRecord:
+        wish = {"submitted_by": "U1", "origin": {"channel": "C1"}, "request_id": f"request-{next(requests)}"}
+        return store.submit(run_spec, **(wish | more))
+
+    return submit
+
+
+@pytest.fixture
+def some_worker(run_spec: RunSpec) -> WorkerInfo:
+    """A worker of the pool that `run_spec` asks for."""
+    from runner.jobs import WorkerInfo  # noqa: PLC0415 - see the module's docstring
+
+    now = datetime.now(UTC)
+    return WorkerInfo(
+        name="host-a:1",
+        host="host-a",
+        pool=run_spec.project.compute.pool,
+        device="cpu (2 threads)",
+        stack="current",
+        started_at=now,
+        last_seen_at=now,
+    )
