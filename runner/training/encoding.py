@@ -118,8 +118,8 @@ def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str
     spans = [_span_of_turn(tokenizer, messages, turn, text) for turn in turns]
     text = text[: spans[-1][1]]
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    starts = [start for start, _ in encoding["offset_mapping"]]
-    trained = [any(first <= start < last for first, last in spans) for start in starts]
+    # A token that stands partly in an answer belongs to it: without it the answer would begin in the middle.
+    trained = [any(start < last and end > first for first, last in spans) for start, end in encoding["offset_mapping"]]
     return _ended(tokenizer, EncodedRow(list(encoding["input_ids"]), trained))
 
 
