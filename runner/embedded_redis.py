@@ -240,7 +240,7 @@ def resolve_redis_url(settings: RunnerSettings, wait_s: float = 30.0) -> str:
 
 
 def _answers_ping(url: str) -> bool:
-    with closing(build_client(url, decode_responses=True, retries=0)) as client:
+    with closing(build_client(url, decode_responses=True, retries=0, timeout_s=1.0)) as client:
         try:
             return bool(client.ping())
         except redis.RedisError:  # not up yet, or somebody else listens on that port

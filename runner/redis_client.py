@@ -23,13 +23,16 @@ RETRIES = 8
 """With pauses of 0.05 s doubling to 1 s: a Redis that restarts within about 5 s is never noticed."""
 
 
-def build_client(url: str, *, decode_responses: bool, retries: int = RETRIES) -> redis.Redis:
+def build_client(
+    url: str, *, decode_responses: bool, retries: int = RETRIES, timeout_s: float = SOCKET_TIMEOUT_S
+) -> redis.Redis:
     """Build a client for `redis://`, `rediss://` or `unix://`; connects on first use.
 
     Args:
         url: Where Redis is, credentials included.
         decode_responses: True for the store, which holds text; False for Dramatiq, which holds bytes.
         retries: Further tries after a lost connection, a timeout or a read-only replica.
+        timeout_s: How long an answer may take.
 
     Raises:
         UnavailableError: The URL cannot be meant.
@@ -39,8 +42,8 @@ def build_client(url: str, *, decode_responses: bool, retries: int = RETRIES) ->
             url,
             decode_responses=decode_responses,
             protocol=2,
-            socket_timeout=SOCKET_TIMEOUT_S,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=min(timeout_s, CONNECT_TIMEOUT_S),
             health_check_interval=30,
             retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
             retry_on_error=[redis.ReadOnlyError],

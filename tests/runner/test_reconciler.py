@@ -1,0 +1,144 @@
+"""What gets lost and is found again: tickets, hosts, and a Redis that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+
+from runner.embedded_redis import EmbeddedRedis
+from runner.events import Phase, PhaseStarted
+from runner.jobs import JobRecord, JobState, WorkerInfo
+from runner.queue import build_broker, issue_ticket, queue_name, tickets_waiting
+from runner.reconciler import Reconciler, reconcile
+from runner.redis_client import build_client
+from runner.spec import RunSpec
+from runner.store import Store
+
+Submit = Callable[..., JobRecord]
+Eventually = Callable[..., None]
+
+
+def test_a_missing_ticket_is_issued_once(store: Store, broker: RedisBroker, submit_job: Submit) -> None:
+    pool = submit_job().pool
+    submit_job()
+    issue_ticket(broker, pool)
+
+    assert reconcile(store, broker).tickets == {pool: 1}
+    assert reconcile(store, broker).tickets == {}
+    assert tickets_waiting(broker, pool) == 2
+
+
+def test_a_ticket_that_a_worker_fetched_and_lost_is_issued_again(
+    store: Store, broker: RedisBroker, submit_job: Submit
+) -> None:
+    pool = submit_job().pool
+    issue_ticket(broker, pool)
+    assert len(broker.do_fetch(queue_name(pool), 1)) == 1
+
+    assert reconcile(store, broker).tickets == {pool: 1}
+
+
+def test_no_ticket_is_issued_where_nothing_is_queued(
+    store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo
+) -> None:
+    submit_job()
+    store.claim(some_worker.pool, some_worker)
+
+    assert reconcile(store, broker).tickets == {}
+
+
+def test_a_job_of_a_silent_host_gets_its_place_and_a_ticket(
+    store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo, eventually: Eventually
+) -> None:
+    brief = Store(store.client, lease_s=0.05)
+    job = submit_job()
+    brief.claim(some_worker.pool, some_worker)
+
+    eventually(lambda: reconcile(brief, broker).expired)
+
+    assert store.get(job.id).state is JobState.QUEUED
+    assert tickets_waiting(broker, some_worker.pool) == 1
+
+
+def test_the_reconciler_thread_looks_again_until_it_is_closed(
+    store: Store, broker: RedisBroker, submit_job: Submit, eventually: Eventually
+) -> None:
+    reconciler = Reconciler(store, broker, interval_s=0.02)
+    reconciler.start()
+    pool = submit_job().pool
+    eventually(lambda: tickets_waiting(broker, pool) == 1)
+    broker.do_fetch(queue_name(pool), 1)
+    eventually(lambda: tickets_waiting(broker, pool) == 1)
+
+    reconciler.close()
+
+    assert not reconciler.is_alive()
+
+
+def test_a_killed_redis_loses_nothing_and_costs_nobody_his_lease(
+    tmp_path: Path, run_spec: RunSpec, some_worker: WorkerInfo, eventually: Eventually
+) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        store, broker = Store.connect(server.url, lease_s=1.5), build_broker(server.url)
+        reconcile(store, broker)
+        jobs = [
+            store.submit(run_spec, submitted_by="U1", origin={}, request_id=f"request-{number}") for number in range(3)
+        ]
+        healthy, dead = (store.claim(some_worker.pool, some_worker) for _ in range(2))
+        assert healthy is not None
+        assert dead is not None
+        store.append(healthy, PhaseStarted(phase=Phase.MODEL))
+        issue_ticket(broker, some_worker.pool)
+        before = [store.get(job.id) for job in jobs], [store.events(job.id) for job in jobs]
+        leases_end = time.monotonic() + store.lease_s
+
+        os.kill(server.pid, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(server.pid)], timeout=20)
+        server.stop()
+        eventually(lambda: time.monotonic() > leases_end)
+        server.start()
+
+        # Nothing is lost, and the leases that ran out meanwhile are nobody's fault.
+        assert ([store.get(job.id) for job in jobs], [store.events(job.id) for job in jobs]) == before
+        assert tickets_waiting(broker, some_worker.pool) == 1
+        assert reconcile(store, broker).expired == ()
+        assert store.renew(healthy).owned is True
+
+        # Once the grace is over, only who stayed silent is called dead.
+        lost: list[str] = []
+
+        def somebody_is_lost() -> bool:
+            assert store.renew(healthy).owned is True
+            lost.extend(job.id for job in reconcile(store, broker).expired)
+            return bool(lost)
+
+        eventually(somebody_is_lost)
+        assert lost == [dead.job.id]
+        store.close()
+        broker.client.close()
+
+
+def test_the_reconciler_outlives_a_redis_that_is_away(
+    tmp_path: Path, run_spec: RunSpec, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        store, broker = Store(build_client(server.url, decode_responses=True, retries=0)), build_broker(server.url)
+        reconciler = Reconciler(store, broker, interval_s=0.05)
+        reconciler.start()
+        server.stop()
+        eventually(lambda: "Redis does not answer" in caplog.text)
+        server.start()
+
+        job = store.submit(run_spec, submitted_by="U1", origin={}, request_id="request-1")
+        eventually(lambda: tickets_waiting(broker, job.pool) == 1)
+
+        reconciler.close()
+        store.close()
+        broker.client.close()
