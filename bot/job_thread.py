@@ -201,7 +201,14 @@ class JobThread:
         over = story.end is not None
         waits = [
             self._edit_progress(channel, known, story, at_once=over),
-            self._edit(self._root, channel, root_ts, render_root(story), _without_ids(story), known, at_once=over),
+            self._edit(
+                self._root,
+                render_root(story),
+                shown=_without_ids(story),
+                place=(channel, root_ts),
+                classic=known.classic,
+                at_once=over,
+            ),
         ]
         wait_s = max(waits) if over else min((wait for wait in waits if wait > 0), default=0.0)
         if wait_s > 0:
@@ -216,17 +223,23 @@ class JobThread:
         if story.training is None or known.progress_ts is None:
             return 0.0
         message = render_progress(story)
-        return self._edit(self._progress, channel, known.progress_ts, message, message, known, at_once=at_once)
+        return self._edit(
+            self._progress,
+            message,
+            shown=message,
+            place=(channel, known.progress_ts),
+            classic=known.classic,
+            at_once=at_once,
+        )
 
     def _edit(
         self,
         edited: _EditedMessage,
-        channel: str,
-        ts: str,
         message: Message,
-        shown: Message,
-        known: ThreadMemory,
         *,
+        shown: Message,
+        place: tuple[str, str],
+        classic: bool,
         at_once: bool,
     ) -> float:
         """Edit if there is a difference and it is time; returns the seconds to wait, 0 when it is up to date."""
@@ -234,8 +247,9 @@ class JobThread:
             return 0.0
         if (wait_s := edited.wait_s(at_once=at_once)) > 0:
             return wait_s
+        channel, ts = place
         try:
-            self._outbox.edit(self.job_id, channel, ts, message, classic=known.classic)
+            self._outbox.edit(self.job_id, channel, ts, message, classic=classic)
         except Later as later:
             wait_s = edited.patience.failed(later)
             _log.info("%s: not edited yet: %s; again in %.1f s.", self.job_id, later, wait_s)

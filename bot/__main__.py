@@ -1,0 +1,85 @@
+"""`python -m bot` runs the bot; `python -m bot manifest` prints the Slack app's manifest."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+from runner.errors import QLoRAError
+
+WAIT_S = 30.0
+"""Seconds to wait for Redis and the workspace at the start: parts of one machine come up in any order."""
+
+_log = logging.getLogger("bot")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one of the two commands; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bot", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=["run", "manifest"], default="run")
+    options = parser.parse_args(arguments)
+    if options.command == "manifest":
+        from bot.manifest import format_manifest  # noqa: PLC0415 - needs nothing of what running needs
+
+        sys.stdout.write(format_manifest() + "\n")
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+    for chatty in ("slack_bolt", "slack_sdk"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        run()
+    except QLoRAError as error:
+        _log.error("%s", error)
+        return 1
+    return 0
+
+
+def run() -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        UnavailableError: The settings, Redis or the workspace cannot be used.
+    """
+    stop = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+    from bot.app import Bot  # noqa: PLC0415 - a signal during the imports is already handled
+    from bot.connections import connect_redis, connect_slack  # noqa: PLC0415 - as above
+    from bot.settings import load_bot_settings  # noqa: PLC0415 - as above
+    from runner.queue import build_broker  # noqa: PLC0415 - as above
+    from runner.reconciler import Reconciler  # noqa: PLC0415 - as above
+
+    settings = load_bot_settings()
+    deadline = time.monotonic() + WAIT_S
+    url, store = connect_redis(settings.runner, deadline=deadline, stop=stop)
+    access, team = connect_slack(settings, deadline=deadline, stop=stop)
+    broker = build_broker(url)
+    reconciler = Reconciler(store, broker)
+    try:
+        with Bot(access, store, broker, settings.runner.projects_dir) as bot:
+            reconciler.start()
+            _log.info("Listening to /qlora in %s; projects are in %s.", team, settings.runner.projects_dir)
+            while not stop.wait(1.0):
+                if not bot.is_reporting():
+                    raise RuntimeError("The reporter has ended by itself.")
+            _log.info("Stopping.")
+    finally:
+        if reconciler.is_alive():
+            reconciler.close(10.0)
+        broker.close()
+        broker.client.close()
+        store.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

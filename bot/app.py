@@ -1,0 +1,114 @@
+"""The bot put together: commands in, threads out. Everything that it works on is passed in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from dramatiq.brokers.redis import RedisBroker
+from slack_bolt import App
+from slack_bolt.adapter.socket_mode import SocketModeHandler
+from slack_sdk import WebClient
+from slack_sdk.errors import SlackApiError
+
+from bot.delivery import DeliveryStore
+from bot.desk import Desk
+from bot.job_thread import EDIT_EVERY_S
+from bot.listeners import register
+from bot.reporter import CALL_S, HOLD_S, Reporter
+from bot.service import Service
+from bot.settings import SlackAccess
+from runner.errors import UnavailableError
+from runner.store import Store
+
+DESK_THREADS = 6
+PING_EVERY_S = 5.0
+"""Seconds between two checks of the Socket Mode connection; a dead one is replaced after at most two."""
+
+_log = logging.getLogger(__name__)
+
+
+def build_app(client: WebClient, desk: Desk, memory: DeliveryStore) -> App:
+    """Build the Bolt app with every listener.
+
+    Args:
+        client: With the bot token; asked once who the bot is.
+        desk: What the listeners hand requests to.
+        memory: Which thread is which job's.
+
+    Raises:
+        slack_bolt.error.BoltError: Slack refuses the bot token.
+    """
+    app = App(client=client, logger=logging.getLogger("slack_bolt"), process_before_response=False)
+    register(app, desk, memory)
+    return app
+
+
+class Bot:
+    """The running bot, as a context manager: answers commands and reports jobs until left.
+
+    Raises UnavailableError when entered and Slack does not open Socket Mode.
+
+    Args:
+        access: The workspace.
+        store: The jobs.
+        broker: Where tickets go.
+        projects_dir: The projects folder.
+        hold_s: Seconds after which another bot may report in place of one that died.
+        edit_every_s: Shortest pause between two edits of the same message.
+    """
+
+    def __init__(
+        self,
+        access: SlackAccess,
+        store: Store,
+        broker: RedisBroker,
+        projects_dir: Path,
+        *,
+        hold_s: float = HOLD_S,
+        edit_every_s: float = EDIT_EVERY_S,
+    ) -> None:
+        memory = DeliveryStore(store.client)
+        self._work = ThreadPoolExecutor(DESK_THREADS, thread_name_prefix="desk")
+        desk = Desk(Service(store, broker, projects_dir), self._work)
+        app = build_app(_client(access), desk, memory)
+        self._handler = SocketModeHandler(app, access.app_token, ping_interval=PING_EVERY_S, concurrency=4)
+        self._stop = threading.Event()
+        # Without retry handlers: slack_sdk's own would post again blindly after a lost reply.
+        poster = WebClient(token=access.bot_token, base_url=access.api_url, timeout=CALL_S, retry_handlers=[])
+        reporter = Reporter(store, poster, memory, hold_s=hold_s, edit_every_s=edit_every_s)
+        self._reporting = threading.Thread(target=reporter.run, args=(self._stop,), name="reporter")
+
+    def __enter__(self) -> Self:
+        try:
+            self._handler.connect()  # type: ignore[no-untyped-call] # the library's own is not annotated
+        except (SlackApiError, OSError) as error:
+            self._close_handler()
+            self._work.shutdown()
+            raise UnavailableError(
+                f"Socket Mode cannot be opened: {error}",
+                hint="Check SLACK_APP_TOKEN: it needs connections:write, and Socket Mode has to be on for the app.",
+            ) from error
+        self._reporting.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # First no new requests, then finish what was acknowledged, then say what is left to say.
+        self._close_handler()
+        self._work.shutdown(wait=True)
+        self._stop.set()
+        self._reporting.join()
+
+    def _close_handler(self) -> None:
+        self._handler.close()  # type: ignore[no-untyped-call] # the library's own is not annotated
+
+    def is_reporting(self) -> bool:
+        """Whether the reporter's thread lives; it ends early only by a bug."""
+        return self._reporting.is_alive()
+
+
+def _client(access: SlackAccess) -> WebClient:
+    return WebClient(token=access.bot_token, base_url=access.api_url, timeout=CALL_S)

@@ -1,0 +1,238 @@
+"""What the commands do, without Slack: a command in, an answer out. `bot.render.answers` puts it into words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dramatiq.brokers.redis import RedisBroker
+
+from bot.commands import Command, Help, Jobs, Projects, Start, Status, Stop, Versions
+from bot.story import Story, tell_all
+from runner.errors import JobError, UnavailableError, UsageError
+from runner.jobs import ACTIVE_STATES, FINAL_STATES, JobRecord, JobState, WorkerInfo
+from runner.projects import ProjectListing, list_projects, load_project
+from runner.queue import issue_ticket
+from runner.store import Store
+from runner.versions import load_stacks
+
+LISTED_JOBS = 15
+SEARCHED_JOBS = 500
+"""Newest jobs among which an abbreviated id is looked for."""
+LIVE_STATES = frozenset(JobState) - FINAL_STATES
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Who asks, where, and for which one time."""
+
+    user: str
+    """Slack user id."""
+    channel: str
+    """Channel in which a started job's thread is opened."""
+    request_id: str
+    """The same for every delivery of the same wish: a command delivered twice starts one job."""
+    job_id: str | None = None
+    """The job in whose thread it was asked, None outside of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Answer to `start`."""
+
+    job: JobRecord
+    position: int | None
+    """1 for the next to run, None when a worker has taken it already."""
+    pool_is_served: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StopAnswer:
+    """Answer to `stop`; the job is cancelled if it was waiting, else stopping."""
+
+    job: JobRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One pool and what waits in it, the next to run first."""
+
+    pool: str
+    jobs: tuple[JobRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Answer to `status`."""
+
+    running: tuple[Story, ...]
+    queues: tuple[Queue, ...]
+    """Pools with something waiting."""
+    workers: tuple[WorkerInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """Answer to `status JOB`."""
+
+    job: JobRecord
+    story: Story
+    position: int | None
+    """Place in the queue, None when it does not wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobList:
+    """Answer to `jobs`, newest first."""
+
+    jobs: tuple[JobRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectList:
+    """Answer to `projects`."""
+
+    projects: tuple[ProjectListing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StackList:
+    """Answer to `versions`."""
+
+    stacks: Mapping[str, Mapping[str, str]]
+    """Stack name to library to tested version."""
+    workers: tuple[WorkerInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HelpAnswer:
+    """Answer to `help`."""
+
+
+Answer = Started | StopAnswer | Overview | JobStatus | JobList | ProjectList | StackList | HelpAnswer
+
+
+class Service:
+    """Carries out commands. Safe to share between threads.
+
+    Args:
+        store: The jobs.
+        broker: Where tickets go.
+        projects_dir: The projects folder.
+    """
+
+    def __init__(self, store: Store, broker: RedisBroker, projects_dir: Path) -> None:
+        self._store = store
+        self._broker = broker
+        self._projects_dir = projects_dir
+
+    def answer(self, command: Command, request: Request) -> Answer:  # noqa: PLR0911 - one line a command
+        """Carry out a command.
+
+        Raises:
+            UsageError: It names something that does not exist.
+            SpecError: The project has problems; nothing was queued.
+            JobError: There is no such job, several are meant, or it is over.
+            UnavailableError: Redis does not answer; nothing was queued unless it says so.
+        """
+        match command:
+            case Start():
+                return self.start(command, request)
+            case Stop():
+                return self.stop(command, request)
+            case Status():
+                return self._status(command, request)
+            case Jobs():
+                return JobList(tuple(self._store.jobs(LISTED_JOBS)))
+            case Projects():
+                return ProjectList(tuple(list_projects(self._projects_dir)))
+            case Versions():
+                return StackList(load_stacks(), tuple(self._store.workers()))
+            case Help():
+                return HelpAnswer()
+
+    def start(self, command: Start, request: Request) -> Started:
+        """Check a project and queue a job; a repeat of the same request gets the same job.
+
+        Raises:
+            UsageError: There is no such project.
+            SpecError: It has problems.
+            UnavailableError: Redis does not answer.
+        """
+        spec = load_project(self._projects_dir, command.project, command.overrides)
+        job = self._store.submit(
+            spec,
+            submitted_by=request.user,
+            origin={"channel": request.channel},
+            request_id=request.request_id,
+        )
+        try:
+            issue_ticket(self._broker, job.pool)
+        except UnavailableError as error:
+            # The job stands; the reconciler issues what is missing.
+            _log.warning("%s: no ticket yet: %s", job.id, error.message)
+        return Started(job, self._store.position(job.id), bool(self._store.workers(job.pool)))
+
+    def stop(self, command: Stop, request: Request) -> StopAnswer:
+        """Cancel a waiting job, or ask a running one to stop. Asking again changes nothing.
+
+        Raises:
+            JobError: There is no such job, several are meant, or it is over.
+            UsageError: Asked without a job, outside a job's thread.
+            UnavailableError: Redis does not answer.
+        """
+        wanted = command.job or request.job_id
+        if wanted is None:
+            raise UsageError("Which job?", hint="Name it, or mention me with `stop` inside its thread.")
+        return StopAnswer(self._store.request_stop(self._find(wanted).id, request.user))
+
+    def _status(self, command: Status, request: Request) -> Overview | JobStatus:
+        wanted = command.job or request.job_id
+        if wanted is not None:
+            job = self._find(wanted)
+            position = self._store.position(job.id) if job.state is JobState.QUEUED else None
+            return JobStatus(job, self._story(job), position)
+        running = self._store.jobs(SEARCHED_JOBS, ACTIVE_STATES)
+        waiting = [pool for pool, length in self._store.queue_lengths().items() if length]
+        return Overview(
+            running=tuple(self._story(job) for job in running),
+            queues=tuple(Queue(pool, tuple(self._store.queued(pool))) for pool in waiting),
+            workers=tuple(self._store.workers()),
+        )
+
+    def _story(self, job: JobRecord) -> Story:
+        return tell_all(job, self._store.events(job.id))
+
+    def _find(self, wanted: str) -> JobRecord:
+        """The job that a full id, the start of one, or a project's name means; jobs that are not over come first.
+
+        Raises:
+            JobError: None, or several.
+        """
+        live = self._store.jobs(SEARCHED_JOBS, LIVE_STATES)
+        recent = self._store.jobs(SEARCHED_JOBS)
+        for jobs in (live, recent):
+            exact = [job for job in jobs if job.id == wanted]
+            if exact:
+                return exact[0]
+        for jobs in (live, recent):
+            started = [job for job in jobs if job.id.startswith(wanted)]
+            of_project = [job for job in jobs if job.project == wanted]
+            running = [job for job in of_project if job.state in ACTIVE_STATES]
+            for candidates in (running, of_project, started):
+                if len(candidates) == 1 or (candidates and jobs is recent and candidates is of_project):
+                    # Of a project whose jobs are all over, the newest is meant.
+                    return candidates[0]
+            if of_project or started:
+                raise _ambiguous(wanted, of_project or started)
+        return self._store.get(wanted)
+
+
+def _ambiguous(wanted: str, jobs: Iterable[JobRecord]) -> JobError:
+    ids = [job.id for job in jobs]
+    shown = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")  # noqa: PLR2004 - enough to choose from
+    return JobError(f"{wanted!r} can mean {len(ids)} jobs.", hint=f"Name one: {shown}.", code="job-ambiguous")
