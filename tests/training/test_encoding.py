@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from runner.errors import DatasetError, TokenizerError
@@ -66,14 +67,15 @@ def test_every_token_of_a_text_is_trained(tokenizer: Any) -> None:
     assert _trained_text(tokenizer, row) == "Thank you<|end|>"
 
 
-def test_a_begin_token_stands_before_prompt_and_text(tokenizer: Any) -> None:
-    tokenizer.add_bos_token = True
-    assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+def test_a_begin_token_stays_and_an_end_token_that_the_tokenizer_adds_goes(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin|> $A <|end|>", special_tokens=[("<|begin|>", 1), ("<|end|>", 2)]
+    )
 
-    rows = encode_rows(tokenizer, "text", [{"text": "Thank you"}])
-    rows += encode_rows(tokenizer, "prompt_completion", [{"prompt": "What", "completion": "that"}])
+    [row] = encode_rows(tokenizer, "prompt_completion", [{"prompt": "What", "completion": " is that?"}])
 
-    assert [row.input_ids[0] for row in rows] == [tokenizer.bos_token_id] * 2
+    assert tokenizer.decode(row.input_ids) == "<|begin|>What is that?<|end|>"
+    assert _trained_text(tokenizer, row) == " is that?<|end|>"
 
 
 @pytest.mark.parametrize(
