@@ -54,14 +54,18 @@ class UsageError(QLoRAError):
     code = "usage"
 
 
+OVERRIDE = "override"
+"""Stands for the file where a requester's `key=value` is what is wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a project file, a catalog or a data file."""
+    """One thing that is wrong with a project file, a catalog, a data file or an override."""
 
     message: str
     """What is wrong and what would be right."""
     file: str
-    """The file to edit, relative to the projects folder where it lies inside it."""
+    """The file to edit, relative to the projects folder where it lies inside it; or `OVERRIDE`."""
     line: int | None = None
     """1-based line in that file, None where the finding has no line."""
     column: int | None = None
@@ -85,7 +89,10 @@ class SpecError(QLoRAError):
 
     def __init__(self, name: str, problems: list[Problem]) -> None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"Project {name!r} has {count}.", hint="Edit the file, then start it again.")
+        if all(problem.file == OVERRIDE for problem in problems):
+            super().__init__(f"The settings for {name!r} have {count}.", hint="Correct them, then start it again.")
+        else:
+            super().__init__(f"Project {name!r} has {count}.", hint="Edit the file, then start it again.")
         self.problems = tuple(problems)
 
 

@@ -5,41 +5,61 @@ Only how a job trains can be changed this way; what it trains on, which model an
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import tomli
 from pydantic import BaseModel
 
-from runner.errors import Problem
+from runner.errors import OVERRIDE, Problem
 from runner.spec import ProjectSpec
+from runner.suggestions import did_you_mean
 
 OVERRIDABLE = ("quantization", "lora", "training", "evaluation")
 """Tables of a project file whose keys a requester may change."""
 
 
-def _keys() -> dict[str, str]:
+def _paths() -> list[str]:
+    """Dotted paths of all settings, the whole tables included."""
+    paths: list[str] = []
+    for name, field in ProjectSpec.model_fields.items():
+        paths.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            paths += [f"{name}.{key}" for key in field.annotation.model_fields]
+    return paths
+
+
+def _typeable(paths: list[str]) -> dict[str, str]:
     """Every name that can be typed, with its dotted path: the path itself, and the bare key where that is unique."""
     bare: dict[str, list[str]] = {}
-    for table in OVERRIDABLE:
-        model = cast("type[BaseModel]", ProjectSpec.model_fields[table].annotation)
-        for key in model.model_fields:
-            bare.setdefault(key, []).append(f"{table}.{key}")
-    names = {path: path for paths in bare.values() for path in paths}
-    names |= {key: paths[0] for key, paths in bare.items() if len(paths) == 1}
-    return names
+    for path in paths:
+        bare.setdefault(path.rpartition(".")[2], []).append(path)
+    return {path: path for path in paths} | {key: found[0] for key, found in bare.items() if len(found) == 1}
 
 
-KEYS = _keys()
+KEYS = _typeable([path for path in _paths() if "." in path and path.partition(".")[0] in OVERRIDABLE])
+"""What can be typed before `=`, with the setting's dotted path."""
+_ALL = _typeable(_paths())
 
 
 def parse_value(text: str) -> Any:
-    """Read the text behind `=` as a TOML value; what is none, such as a bare word, is taken as text."""
+    """Read the text behind `=` as a TOML value; what is none, such as a bare word, is taken as text.
+
+    In a list the quotes may be missing, because a command line takes them away: `[4bit, 8bit]`.
+    """
+    value = _toml_value(text)
+    if value == text and text.startswith("[") and text.endswith("]"):
+        return [_toml_value(item.strip()) for item in text[1:-1].split(",") if item.strip()]
+    return value
+
+
+def _toml_value(text: str) -> Any:
     try:
-        return tomli.loads(f"value = {text}")["value"]
-    except tomli.TOMLDecodeError:
+        parsed = tomli.loads(f"value = {text}")
+    except (tomli.TOMLDecodeError, RecursionError):
         return text
+    # A line break in the text could bring further keys along.
+    return parsed["value"] if len(parsed) == 1 else text
 
 
 def apply_overrides(
@@ -61,7 +81,10 @@ def apply_overrides(
     for key, text in overrides.items():
         path = KEYS.get(key)
         if path is None:
-            problems.append(Problem(_refusal(key, file), file="override", path=key))
+            problems.append(Problem(_refusal(key, file), file=OVERRIDE, path=key))
+            continue
+        if path in resolved:
+            problems.append(Problem("is given twice", file=OVERRIDE, path=path))
             continue
         table, name = path.split(".")
         section = changed.get(table, {})
@@ -72,8 +95,10 @@ def apply_overrides(
 
 
 def _refusal(key: str, file: str) -> str:
-    table = key.partition(".")[0]
+    path = _ALL.get(key, key)
+    table = path.partition(".")[0]
+    if table in OVERRIDABLE and path == table:
+        return f"is a table; name one of its settings, such as {next(one for one in KEYS if one.startswith(table))}"
     if table in ProjectSpec.model_fields and table not in OVERRIDABLE:
         return f"cannot be changed for one job; edit it in {file}"
-    near = difflib.get_close_matches(key, KEYS, n=1)
-    return f"is not a setting{f'; did you mean {near[0]!r}?' if near else ''}"
+    return f"is not a setting{did_you_mean(key, KEYS)}"

@@ -5,7 +5,7 @@ A project is `<projects>/<name>.toml`, the catalog `<projects>/datasets.toml`; d
 
 from __future__ import annotations
 
-import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +14,18 @@ from typing import Any
 import tomli
 from pydantic import ValidationError
 
-from runner.errors import Problem, SpecError, UsageError
+from runner.errors import OVERRIDE, Problem, SpecError, UsageError
 from runner.overrides import apply_overrides
 from runner.rows import RowFormat, check_rows
 from runner.spec import DatasetEntry, ProjectSpec, RunSpec
 from runner.spec_problems import find_problems
+from runner.suggestions import nearest
 from runner.toml_lines import KeyPath, dotted, key_lines, line_of
 
 CATALOG = "datasets.toml"
 NOT_PROJECTS = frozenset({CATALOG, "policy.toml"})
-ROW_PROBLEMS_SHOWN = 5
-"""Malformed rows shown of one data file; a file of the wrong kind would flood the answer."""
+IDS_SHOWN = 12
+"""Known dataset ids named in an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,14 @@ class _TomlFile:
 
 def _read_toml(path: Path) -> _TomlFile:
     try:
-        text = path.read_text(encoding="utf-8")
+        # Editors on Windows put a byte order mark in front; TOML knows none.
+        text = path.read_bytes().decode("utf-8-sig")
         return _TomlFile(path.name, tomli.loads(text), key_lines(text))
     except tomli.TOMLDecodeError as error:
-        problem = Problem(f"not valid TOML: {error.msg}", file=path.name, line=error.lineno, column=error.colno)
+        message = f"not valid TOML: {error.msg[:1].lower()}{error.msg[1:]}"
+        problem = Problem(message, file=path.name, line=error.lineno, column=error.colno)
+    except RecursionError as error:
+        problem = Problem(f"not valid TOML: {error}", file=path.name)
     except UnicodeDecodeError as error:
         problem = Problem(f"not UTF-8 text ({error.reason} at byte {error.start})", file=path.name)
     except FileNotFoundError:
@@ -65,7 +70,9 @@ def _read_toml(path: Path) -> _TomlFile:
 
 def project_names(projects_dir: Path) -> list[str]:
     """Names of all project files, valid or not, in alphabetical order."""
-    return sorted(path.stem for path in projects_dir.glob("*.toml") if path.name not in NOT_PROJECTS)
+    # Names with a leading dot are what editors and archives leave behind.
+    paths = (path for path in projects_dir.glob("*.toml") if not path.name.startswith("."))
+    return sorted(path.stem for path in paths if path.name not in NOT_PROJECTS)
 
 
 def load_project(projects_dir: Path, name: str, overrides: Mapping[str, str] | None = None) -> RunSpec:
@@ -82,33 +89,48 @@ def load_project(projects_dir: Path, name: str, overrides: Mapping[str, str] | N
     """
     names = project_names(projects_dir)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
+        near = nearest(name, names)
         known = f"The projects are: {', '.join(names)}." if names else f"There is no project file in {projects_dir}."
         raise UsageError(
-            f"There is no project {name!r}.",
-            hint=f"Did you mean {near[0]!r}? {known}" if near else known,
+            f"There is no project {name[:60]!r}.",
+            hint=f"Did you mean {near!r}? {known}" if near else known,
             code="unknown-project",
         )
     file = _read_toml(projects_dir / f"{name}.toml")
     if file.problems:
         raise SpecError(name, list(file.problems))
-    raw, changed, problems = apply_overrides(file.raw, overrides or {}, file=file.name)
+    raw, changed, refused = apply_overrides(file.raw, overrides or {}, file=file.name)
+    problems: list[Problem] = []
     spec: ProjectSpec | None = None
     try:
         spec = ProjectSpec.model_validate(raw)
     except ValidationError as error:
-        problems += [
-            Problem(problem.message, file="override", path=problem.path) if problem.path in changed else problem
-            for problem in find_problems(error, ProjectSpec, raw, file=file.name, lines=file.lines)
-        ]
+        problems += find_problems(error, ProjectSpec, raw, file=file.name, lines=file.lines)
     if isinstance(raw.get("name"), str) and raw["name"] != name:
         line = file.lines.get(("name",))
-        problems.append(Problem(f"must equal the file's name, {name!r}", file=file.name, line=line, path="name"))
+        message = f"must equal the file's name, {json.dumps(name)}, found {json.dumps(raw['name'][:60])}"
+        problems.append(Problem(message, file=file.name, line=line, path="name"))
     datasets, data_problems = _named_datasets(projects_dir, file, raw)
-    problems += data_problems
+    problems = refused + [_blamed(problem, file.name, changed) for problem in problems + data_problems]
     if problems or spec is None:
-        raise SpecError(name, problems)
+        raise SpecError(name, _in_reading_order(problems, file.name))
     return RunSpec(project=spec, datasets=datasets, overrides=changed, stated=_stated(file.raw))
+
+
+def _blamed(problem: Problem, file: str, changed: Mapping[str, str]) -> Problem:
+    """Blame the override, and not the file, for a value that was typed."""
+    typed = problem.file == file and problem.path is not None and problem.path.partition("[")[0] in changed
+    return replace(problem, file=OVERRIDE, line=None) if typed else problem
+
+
+def _in_reading_order(problems: list[Problem], file: str) -> list[Problem]:
+    """Overrides, project file, catalog, each from top to bottom; then the data files as the project names them."""
+    files = [OVERRIDE, file, CATALOG]
+
+    def place(problem: Problem) -> tuple[int, int]:
+        return (files.index(problem.file), problem.line or 0) if problem.file in files else (len(files), 0)
+
+    return sorted(problems, key=place)
 
 
 def list_projects(projects_dir: Path) -> list[ProjectListing]:
@@ -177,8 +199,7 @@ def _named_datasets(
     for mention in () if catalog.problems else _mentions(raw):
         line, path = line_of(file.lines, mention.path), dotted(mention.path)
         if str(mention.dataset_id) not in catalog.raw:
-            known = ", ".join(catalog.raw) or "none yet"
-            message = f"dataset {mention.dataset_id} is not in {CATALOG} (there: {known})"
+            message = f"dataset {mention.dataset_id} is not in {CATALOG} (there: {_known_ids(catalog)})"
             problems.append(Problem(message, file=file.name, line=line, path=path))
             continue
         if mention.dataset_id not in looked_up:
@@ -191,6 +212,11 @@ def _named_datasets(
     return entries, problems
 
 
+def _known_ids(catalog: _TomlFile) -> str:
+    ids = list(catalog.raw)
+    return ", ".join(ids[:IDS_SHOWN]) + (", …" if len(ids) > IDS_SHOWN else "") if ids else "none yet"
+
+
 def _look_up(projects_dir: Path, catalog: _TomlFile, dataset_id: int) -> _Dataset:
     key = str(dataset_id)
     raw = catalog.raw[key]
@@ -198,16 +224,26 @@ def _look_up(projects_dir: Path, catalog: _TomlFile, dataset_id: int) -> _Datase
         entry = DatasetEntry.model_validate(raw)
     except ValidationError as error:
         lines = {path[1:]: line for path, line in catalog.lines.items() if path[0] == key}
-        found = find_problems(error, DatasetEntry, raw if isinstance(raw, dict) else {}, file=CATALOG, lines=lines)
-        return _Dataset(None, None, [replace(one, path=f"{key}.{one.path}" if one.path else key) for one in found])
-    row_format, rows = check_rows(projects_dir / entry.path)
+        found = find_problems(error, DatasetEntry, raw, file=CATALOG, lines=lines)
+        whole = lines.get(())
+        return _Dataset(
+            None,
+            None,
+            [replace(one, path=f"{key}.{one.path}" if one.path else key, line=one.line or whole) for one in found],
+        )
+    path = projects_dir / entry.path
     line = catalog.lines.get((key, "path"))
+    if not path.resolve().is_relative_to(projects_dir.resolve()):
+        message = f"the data file {entry.path} is a link that leaves the projects folder"
+        return _Dataset(entry, None, [Problem(message, file=CATALOG, line=line, path=f"{key}.path")])
+    check = check_rows(path)
     problems = [
         Problem(one.message, file=entry.path, line=one.row)
         if one.row
-        else Problem(f"{one.message}: {entry.path}", file=CATALOG, line=line, path=f"{key}.path")
-        for one in rows[:ROW_PROBLEMS_SHOWN]
+        else Problem(f"the data file {entry.path} {one.message}", file=CATALOG, line=line, path=f"{key}.path")
+        for one in check.problems
     ]
-    if len(rows) > ROW_PROBLEMS_SHOWN:
-        problems.append(Problem(f"and {len(rows) - ROW_PROBLEMS_SHOWN} more rows like these", file=entry.path))
-    return _Dataset(entry, row_format, problems)
+    if check.further:
+        rows = "row" if check.further == 1 else "rows"
+        problems.append(Problem(f"and {check.further} more {rows} with problems", file=entry.path))
+    return _Dataset(entry, check.format, problems)

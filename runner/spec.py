@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator
 
 from runner.events import Record, Rung
 
@@ -40,11 +40,27 @@ def _is_a_name(value: str) -> str:
     return value
 
 
-def _stays_inside(value: str) -> str:
-    path = PurePosixPath(value)
-    if not value.strip() or path.is_absolute() or "\\" in value or "\0" in value or ".." in path.parts:
-        raise ValueError("must be a relative folder that stays inside the output root, without '..'")
+def _is_a_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must be one line of printable text")
+    if value and not value.strip():
+        raise ValueError("must not be blank")
     return value
+
+
+def _stays_inside(root: str) -> AfterValidator:
+    def check(value: str) -> str:
+        path = PurePosixPath(value)
+        # No parts: empty or `.`, which is the root itself.
+        leaves = not path.parts or path.is_absolute() or ".." in path.parts or value.startswith("~")
+        if leaves or "\\" in value or value != value.strip() or not value.isprintable():
+            raise ValueError(f"must be a relative path inside the {root}, without '..', '~' or a leading '/'")
+        return value
+
+    return AfterValidator(check)
+
+
+Line = Annotated[str, AfterValidator(_is_a_line)]
 
 
 class DatasetShare(Spec):
@@ -59,9 +75,19 @@ class DatasetShare(Spec):
 class Trait(Spec):
     """Something the adapter should learn, and the data that teaches it."""
 
-    trait_type: Annotated[str, Field(min_length=1, max_length=60)]
+    trait_type: Annotated[Line, Field(min_length=1, max_length=60)]
     """What is taught, such as `reasoning`; names the group in every report."""
     datasets: Annotated[tuple[DatasetShare, ...], Field(min_length=1, strict=False)]
+    """What teaches it, each dataset once."""
+
+    @field_validator("datasets")
+    @classmethod
+    def _each_dataset_once(cls, shares: tuple[DatasetShare, ...]) -> tuple[DatasetShare, ...]:
+        ids = [share.dataset_id for share in shares]
+        twice = sorted({dataset_id for dataset_id in ids if ids.count(dataset_id) > 1})
+        if twice:
+            raise ValueError(f"names dataset {', '.join(map(str, twice))} twice; add up the percentages instead")
+        return shares
 
 
 class Quantization(Spec):
@@ -129,14 +155,16 @@ class Training(Spec):
     save_total_limit: Annotated[int, Field(ge=1)] = 2
     """Checkpoints kept."""
     neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Draws the rows, the adapter's start and the order."""
 
 
 class Evaluation(Spec):
     """What is asked before and after training, so that a change can be seen."""
 
-    prompts: Annotated[tuple[str, ...], Field(strict=False, max_length=20)] = ()
+    prompts: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=20_000)], ...], Field(strict=False, max_length=20)
+    ] = ()
     """Answered greedily before and after, shown side by side."""
     exact_match: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Dataset ids with prompt and completion; counts completions that are right to the letter, before and after."""
@@ -155,16 +183,16 @@ class ProjectSpec(Spec):
 
     name: Annotated[str, AfterValidator(_is_a_name)]
     """What people type after `/qlora start`; equals the file's name without `.toml`."""
-    description: Annotated[str, Field(max_length=200)] = ""
+    description: Annotated[Line, Field(max_length=200)] = ""
     """One line for `/qlora projects`."""
-    base_model: Annotated[str, Field(min_length=1)]
+    base_model: Annotated[Line, Field(min_length=1, max_length=200)]
     """A folder under the models root, else a hub id."""
-    revision: str | None = None
+    revision: Annotated[Line, Field(min_length=1, max_length=200)] | None = None
     """Branch, tag or commit of the hub repository; None for its default branch."""
-    model_type: str | None = None
+    model_type: Annotated[Line, Field(min_length=1, max_length=60)] | None = None
     """transformers' model type, such as `llama`; `config.json` decides when absent."""
     training_type: Literal["qlora"] = "qlora"
-    output_directory: Annotated[str, AfterValidator(_stays_inside)]
+    output_directory: Annotated[str, Field(max_length=200), _stays_inside("output root")]
     """Folder under the output root."""
     traits: Annotated[tuple[Trait, ...], Field(min_length=1, strict=False)]
     quantization: Quantization = Quantization()
@@ -180,23 +208,16 @@ class ProjectSpec(Spec):
             raise ValueError("must be a folder under the models root or a hub id such as 'Qwen/Qwen2.5-7B'")
         return value
 
-    @model_validator(mode="after")
-    def _each_dataset_once_a_trait(self) -> Self:
-        for trait in self.traits:
-            ids = [share.dataset_id for share in trait.datasets]
-            if len(set(ids)) != len(ids):
-                raise ValueError(f"trait {trait.trait_type!r} names a dataset twice")
-        return self
-
 
 class DatasetEntry(Spec):
     """One entry of `projects/datasets.toml`."""
 
-    name: Annotated[str, Field(min_length=1, max_length=60)]
+    name: Annotated[Line, Field(min_length=1, max_length=60)]
     """What reports call it."""
-    path: Annotated[str, AfterValidator(_stays_inside)]
+    path: Annotated[str, Field(max_length=200), _stays_inside("projects folder")]
     """JSON-lines file, relative to the projects folder."""
-    description: Annotated[str, Field(max_length=200)] = ""
+    description: Annotated[Line, Field(max_length=200)] = ""
+    """What its rows are."""
 
 
 class RunSpec(Record):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sized
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from runner.errors import Problem
+from runner.suggestions import did_you_mean
 from runner.toml_lines import KeyPath, dotted, line_of
 
 _KINDS = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "finite_number": "a finite number",
     "float_type": "a number",
     "string_type": "text in quotes",
     "bool_type": "true or false",
@@ -23,12 +25,27 @@ _KINDS = {
     "model_attributes_type": "a table",
     "dict_type": "a table",
 }
+_PLAIN = {
+    "missing": "is missing",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+}
+_BOUNDS = {
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
     if isinstance(value, bool):
         return str(value).lower()
-    text = f'"{value}"' if isinstance(value, str) else str(value)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - one line in a Slack message
 
 
@@ -72,29 +89,38 @@ def _place(raw: object, location: tuple[int | str, ...]) -> tuple[KeyPath, objec
 def _explain(error: ErrorDetails, model: type[BaseModel], path: KeyPath, value: object) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(path[-1]), _known_keys(model, path[:-1]), n=1)
-        return f"unknown key{f'; did you mean {near[0]!r}?' if near else '; remove it'}"
-    if kind == "missing":
-        return "is missing"
+        return f"unknown key{did_you_mean(str(path[-1]), _known_keys(model, path[:-1])) or '; remove it'}"
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if kind in {"too_long", "string_too_long"}:
+        what = "entries" if kind == "too_long" else "characters"
+        return f"must have at most {context['max_length']} {what}, found {len(cast('Sized', value))}"
+    if kind == "value_error" and not isinstance(value, str):
+        return str(context["error"])
+    return f"{_wanted(error)}, found {_shown(value)}"
+
+
+def _wanted(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
     if kind in _KINDS:
-        return f"must be {_KINDS[kind]}, found {_shown(value)}"
+        return f"must be {_KINDS[kind]}"
+    if kind in _BOUNDS:
+        bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
+        return f"must be {_BOUNDS[kind].format_map(bounds)}"
     if kind == "literal_error":
-        return f"must be {context['expected']}, found {_shown(value)}"
-    if kind == "value_error":
-        return f"{context['error']}, found {_shown(value)}" if not isinstance(value, Mapping) else f"{context['error']}"
-    bound = error["msg"].removeprefix("Input should be ").removeprefix("String should ").removeprefix("Tuple should ")
-    return f"must {bound}" if bound.startswith("have") else f"must be {bound}, found {_shown(value)}"
+        return f"must be {context['expected']}"
+    return str(context["error"]) if kind == "value_error" else error["msg"]
 
 
 def find_problems(
-    error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], *, file: str, lines: Mapping[KeyPath, int]
+    error: ValidationError, model: type[BaseModel], raw: object, *, file: str, lines: Mapping[KeyPath, int]
 ) -> list[Problem]:
     """List every finding once, in file order.
 
     Args:
         error: What pydantic raised for `raw`.
         model: The model that was validated.
-        raw: The parsed file.
+        raw: What was validated: the parsed file or a part of it.
         file: Its name, for the reader.
         lines: From `runner.toml_lines.key_lines`.
     """
@@ -107,5 +133,5 @@ def find_problems(
         if path in found and found[path].message != message and details["type"] in _KINDS:
             # The branches of a union fail one by one; to the reader it is one finding.
             message = f"{found[path].message.split(', found')[0]} or {_KINDS[details['type']]}, found {_shown(value)}"
-        found[path] = Problem(message, file=file, line=line_of(dict(lines), path), path=dotted(path) or None)
+        found[path] = Problem(message, file=file, line=line_of(lines, path), path=dotted(path) or None)
     return sorted(found.values(), key=lambda problem: problem.line or 0)

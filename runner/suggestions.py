@@ -1,0 +1,25 @@
+"""Guesses which known name somebody meant. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_FEWEST_LETTERS = 4
+"""Of a typed word that is looked for inside longer names, as `epochs` in `num_train_epochs`."""
+
+
+def nearest(typed: str, known: Iterable[str]) -> str | None:
+    """Return the nearest of the known names, None where none is near."""
+    names = sorted(known, key=len)
+    # Abbreviations that people bring along: `lr` for learning_rate, `batch_size` for per_device_train_batch_size.
+    near = [name for name in names if len(typed) > 1 and typed == "".join(word[:1] for word in name.split("_"))]
+    near += difflib.get_close_matches(typed, names, n=1)
+    near += [name for name in names if len(typed) >= _FEWEST_LETTERS and typed in name]
+    return near[0] if near else None
+
+
+def did_you_mean(typed: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence, `; did you mean 'x'?`, or an empty text."""
+    near = nearest(typed, known)
+    return f"; did you mean {near!r}?" if near else ""
