@@ -1,11 +1,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from slack_sdk import WebClient
 
 from bot.workspace.server import LocalWorkspace
+from runner.events import (
+    AdapterSaved,
+    AdapterVerified,
+    CheckpointSaved,
+    ChildEvent,
+    ConfigLoaded,
+    DataMixed,
+    Evaluated,
+    ExactMatch,
+    LoadReceipt,
+    MetricsLogged,
+    ModelLoaded,
+    PackageVersion,
+    Phase,
+    PhaseStarted,
+    RunSucceeded,
+    RunSummary,
+    Sample,
+    ShareReport,
+    TokenizerLoaded,
+    TrainingStarted,
+    VersionsReported,
+)
+from runner.jobs import WorkerInfo
+from runner.spec import Evaluation, RunSpec
+
+AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -19,3 +47,128 @@ def workspace() -> Iterator[LocalWorkspace]:
 def web_client(workspace: LocalWorkspace) -> WebClient:
     """slack_sdk's own client with the bot token, without retries."""
     return WebClient(token=workspace.bot_token, base_url=workspace.api_url, retry_handlers=[])
+
+
+# --- jobs to tell of -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def demo_spec(run_spec: RunSpec) -> RunSpec:
+    """The snapshot of `run_spec`, with answers and scores before and after."""
+    evaluation = Evaluation(prompts=("2+3=",), exact_match=(1,))
+    project = run_spec.project.model_copy(update={"evaluation": evaluation})
+    return run_spec.model_copy(update={"project": project})
+
+
+@pytest.fixture
+def worker_info() -> WorkerInfo:
+    """A live worker of pool `cpu`."""
+    return WorkerInfo(
+        name="gpu-1:4711",
+        host="gpu-1",
+        pool="cpu",
+        device="cpu (2 threads)",
+        stack="current",
+        started_at=AT,
+        last_seen_at=AT,
+    )
+
+
+@pytest.fixture
+def good_run() -> tuple[ChildEvent, ...]:
+    """What the child of a run without trouble writes, at one fixed time."""
+    receipt = LoadReceipt(
+        rung="4bit",
+        rung_asked="4bit",
+        linear_modules=29,
+        quantized_modules=28,
+        total_parameters=1_234_567,
+        quantized_parameters=1_000_000,
+        model_bytes=12_345_678,
+        compute_dtype="bfloat16",
+        device="cpu",
+        load_s=2.4,
+        probe_loss=5.12345,
+        probe_grad_norm=0.3123,
+        config_class="LlamaConfig",
+        guard_interceptions=1,
+    )
+    share = ShareReport(
+        trait_type="arithmetic",
+        dataset_id=1,
+        dataset_name="one-digit addition",
+        percentage=80.0,
+        rows_available=100,
+        rows_used=80,
+        trained_tokens=1234,
+    )
+    packages = (
+        PackageVersion(name="transformers", installed="5.23.0", tested="5.23.0", difference="same"),
+        PackageVersion(name="peft", installed="0.21.1", tested="0.21.2", difference="patch"),
+    )
+    before = ExactMatch(dataset_id=1, dataset_name="one-digit addition", correct=1, total=55)
+    summary = RunSummary(
+        rung="4bit",
+        steps=120,
+        loss_first=4.8123,
+        loss_last=0.0211,
+        train_s=15.0,
+        duration_s=21.4,
+        guard_interceptions=1,
+    )
+    events: tuple[ChildEvent, ...] = (
+        PhaseStarted(phase=Phase.VERSIONS, at=AT),
+        VersionsReported(
+            stack="current", packages=packages, python="3.11.7", device="cpu (2 threads)", notes=("a < b",), at=AT
+        ),
+        PhaseStarted(phase=Phase.TOKENIZER, at=AT),
+        TokenizerLoaded(
+            tokenizer_class="LlamaTokenizerFast", vocab_size=32_000, pad_token="<pad>", pad_choice="existing", at=AT
+        ),
+        PhaseStarted(phase=Phase.CONFIG, at=AT),
+        ConfigLoaded(
+            model_type="llama",
+            source="config.json",
+            config_class="LlamaConfig",
+            architecture="LlamaForCausalLM",
+            at=AT,
+        ),
+        PhaseStarted(phase=Phase.MODEL, at=AT),
+        ModelLoaded(receipt=receipt, at=AT),
+        PhaseStarted(phase=Phase.DATA, at=AT),
+        DataMixed(shares=(share,), rows=80, longest_tokens=23, truncated_rows=0, at=AT),
+        PhaseStarted(phase=Phase.BASELINE, at=AT),
+        Evaluated(when="before", samples=(Sample(prompt="2+3=", completion="x"),), exact_match=(before,), at=AT),
+        PhaseStarted(phase=Phase.TRAINING, at=AT),
+        TrainingStarted(total_steps=120, trainable_parameters=54_321, at=AT),
+        *(
+            MetricsLogged(
+                step=step,
+                total_steps=120,
+                epoch=step / 40,
+                loss=5.0 / step,
+                learning_rate=1e-3,
+                tokens_per_s=5100.4,
+                eta_s=(120 - step) / 10,
+                at=AT,
+            )
+            for step in (40, 80)
+        ),
+        CheckpointSaved(step=80, path="/runs/checkpoint-80", at=AT),
+        MetricsLogged(
+            step=120, total_steps=120, epoch=3.0, loss=0.0211, learning_rate=0.0, tokens_per_s=5200, eta_s=0.0, at=AT
+        ),
+        PhaseStarted(phase=Phase.EVALUATION, at=AT),
+        Evaluated(
+            when="after",
+            samples=(Sample(prompt="2+3=", completion="5"),),
+            exact_match=(before.model_copy(update={"correct": 55}),),
+            at=AT,
+        ),
+        PhaseStarted(phase=Phase.SAVING, at=AT),
+        AdapterSaved(path="/runs/adapter", size_bytes=2_000_000, at=AT),
+        PhaseStarted(phase=Phase.VERIFYING, at=AT),
+        AdapterVerified(max_difference=1e-5, base_difference=3.2, duration_s=4.0, at=AT),
+        RunSucceeded(summary=summary, adapter_path="/runs/adapter", at=AT),
+    )
+    return events
