@@ -1,0 +1,1 @@
+"""The verbs of `python -m runner`, one short file each: `add_arguments(parser)` and `run(arguments) -> exit status`."""

@@ -1,0 +1,127 @@
+"""`train PROJECT [key=value …] [--run-dir DIR] [--json]`: run a project here and now, without Redis and Slack.
+
+Exit status: 0 trained and published, 1 failed, 2 not a valid project, 130 stopped by Ctrl-C with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from runner.child import Child, RunEnd, Spawn, spawn_training
+from runner.cli.project import add_project_arguments, named_project
+from runner.console import TerminalStory
+from runner.errors import UnavailableError
+from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
+from runner.run_directory import RunDirectory, create_attempt, open_attempt
+from runner.settings import RunnerSettings
+from runner.spec import RunSpec
+
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+STOPPED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    add_project_arguments(parser)
+    parser.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        type=Path,
+        help="keep the run in this folder, and go on from the checkpoint that an earlier run left there",
+    )
+    parser.add_argument("--json", action="store_true", help="print events only, one JSON object a line")
+
+
+def run(arguments: argparse.Namespace, spawn: Spawn | None = None) -> int:
+    """Check the project, train it in a child process, publish the adapter."""
+    project = named_project(arguments)
+    spec = project.load()
+    run_directory = _run_directory(project.settings, spec, arguments.run_dir)
+    spawn = spawn or spawn_training(project.settings)
+    if arguments.json:
+        end = _train(run_directory, spawn, lambda event: print(event.model_dump_json(), flush=True))
+        return _status(end)
+    console = Console(file=sys.stdout)
+    with TerminalStory(console) as story:
+        end = _train(run_directory, spawn, story.show)
+        story.say(_last_line(end, run_directory, arguments.project))
+    return _status(end)
+
+
+def _run_directory(settings: RunnerSettings, spec: RunSpec, asked: Path | None) -> RunDirectory:
+    if asked is None:
+        job_id = f"{spec.project.name}-{''.join(secrets.choice(_BASE32) for _ in range(5))}"
+        return create_attempt(settings.output_root, spec, job_id, 1)
+    folder = asked.absolute()
+    # Whoever names an attempt of an earlier run means that run.
+    return open_attempt(folder.parent if re.fullmatch(r"attempt-\d+", folder.name) else folder, spec)
+
+
+def _train(run_directory: RunDirectory, spawn: Spawn, show: Callable[[ChildEvent], None]) -> RunEnd:
+    """Run the child to its end. The last event is shown after the adapter is published, and names that folder."""
+    with spawn(run_directory.path) as child, _stop_on_signals(child):
+        for event in child.events():
+            if event is not None and not isinstance(event, RunEnd):
+                show(event)
+        end = child.end()
+    if isinstance(end, RunSucceeded):
+        try:
+            end = end.model_copy(update={"adapter_path": str(run_directory.publish())})
+        except UnavailableError as error:
+            end = RunFailed(code=error.code, message=error.message, hint=error.hint)
+    elif isinstance(end, RunInterrupted) and end.checkpoint is None:
+        checkpoint = run_directory.newest_checkpoint()
+        end = end.model_copy(update={"checkpoint": str(checkpoint) if checkpoint else None})
+    show(end)
+    return end
+
+
+@contextmanager
+def _stop_on_signals(child: Child) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks for a checkpoint, the second ends the child at once."""
+    asked = False
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            child.kill()
+        else:
+            asked = True
+            child.ask_to_stop()
+
+    former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _status(end: RunEnd) -> int:
+    match end:
+        case RunSucceeded():
+            return 0
+        case RunFailed():
+            return 1
+        case RunInterrupted():
+            return STOPPED
+
+
+def _last_line(end: RunEnd, run_directory: RunDirectory, project: str) -> str:
+    match end:
+        case RunSucceeded():
+            return f"Adapter: {end.adapter_path}"
+        case RunFailed():
+            return f"Log: {run_directory.log_path}"
+        case RunInterrupted():
+            return f"Go on with: python -m runner train {project} --run-dir {run_directory.job_dir}"

@@ -1,0 +1,28 @@
+"""`worker [--pool P] [--name N]`: take jobs from a pool's queue and run them on this host, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from runner.errors import UsageError
+from runner.settings import load_settings
+from runner.spec import NAME_PATTERN
+from runner.worker import run_worker
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--pool", default="gpu", help="whose jobs to take; projects name it in [compute], default: gpu")
+    parser.add_argument("--name", help="how reports call this worker, unique among live ones; default: HOST:PID")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Work until told to stop."""
+    if not NAME_PATTERN.fullmatch(arguments.pool):
+        raise UsageError(
+            f"{arguments.pool!r} is not a pool's name.",
+            hint="Use 1 to 40 lower-case letters, digits, - and _, starting with a letter or digit.",
+        )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return run_worker(load_settings(), pool=arguments.pool, name=arguments.name)

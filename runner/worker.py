@@ -1,0 +1,189 @@
+"""A worker: takes tickets of one pool, runs the jobs it finds one at a time, and helps to put right what got lost.
+
+One process, one Dramatiq thread, one queue, and one message at a time: a worker with a longer reach would hold jobs
+that an idle host could run (`docs/architecture.md`). Nothing here ends because Redis is away for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from datetime import UTC, datetime
+from types import FrameType
+
+import dramatiq
+import redis
+
+from runner.actors import declare_look_for_work
+from runner.child import Spawn, spawn_training
+from runner.device import describe_device
+from runner.embedded_redis import resolve_redis_url
+from runner.errors import UnavailableError
+from runner.jobs import WorkerInfo
+from runner.queue import build_broker, issue_ticket, queue_name
+from runner.reconciler import Reconciler
+from runner.settings import RunnerSettings
+from runner.store import Claim, Store
+from runner.supervisor import AttemptEnd, run_attempt
+from runner.versions import installed_versions, nearest_stack
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+CLAIM_RETRY_S = 1.0
+MAX_INTERVAL_S = 10.0
+"""The longest pause between two announcements or two looks of the reconciler; shorter where leases are."""
+SHUTDOWN_MS = 5000
+"""How long Dramatiq's threads have to end once no attempt runs any more; without Redis they would try for ever."""
+
+
+class PoolWorker:
+    """A running worker; `run` returns when it has been stopped and its job is in safe hands.
+
+    Args:
+        settings: Folders and patience of this host.
+        url: Where Redis is.
+        pool: Whose jobs it runs.
+        name: Unique among live workers.
+        spawn: Starts children; the training itself unless a test puts something else in its place.
+
+    Raises:
+        UnavailableError: Redis does not answer.
+    """
+
+    def __init__(self, settings: RunnerSettings, url: str, *, pool: str, name: str, spawn: Spawn | None = None) -> None:
+        self._settings = settings
+        self._spawn = spawn or spawn_training(settings)
+        self._stopping = threading.Event()
+        self._stop_asked = False
+        self._looking = threading.Lock()
+        self._store = Store.connect(url, lease_s=settings.lease_s)
+        self._broker = build_broker(url)
+        now = datetime.now(UTC)
+        self._info = WorkerInfo(
+            name=name,
+            host=settings.host,
+            pool=pool,
+            device=describe_device(),
+            stack=nearest_stack(installed_versions()),
+            started_at=now,
+            last_seen_at=now,
+        )
+        self._changed = threading.Event()
+        declare_look_for_work(self._broker, pool, self.look_for_work)
+        self._dramatiq = dramatiq.Worker(self._broker, queues={queue_name(pool)}, worker_threads=1)
+        # Set here and not by Dramatiq's environment variables, so that nobody's environment can change them. One
+        # message at a time; but the delay queue keeps its wide reach: polling it is this worker's heartbeat.
+        self._dramatiq.queue_prefetch = 1
+        self._dramatiq.delay_prefetch = 1000
+
+    def stop(self) -> None:
+        """Ask the worker to end; callable from a signal handler, which is why it sets nothing but an attribute."""
+        self._stop_asked = True
+
+    def run(self) -> None:
+        """Work until `stop`: then a running job writes its checkpoint and goes back to the queue."""
+        interval_s = min(MAX_INTERVAL_S, self._settings.lease_s / 3)
+        announcer = threading.Thread(target=self._announce, args=(interval_s,), name="announcer", daemon=True)
+        reconciler = Reconciler(self._store, self._broker, interval_s=interval_s)
+        announcer.start()
+        self._dramatiq.start()
+        reconciler.start()
+        logger.info("Worker %s takes jobs of pool %s (%s).", self._info.name, self._info.pool, self._info.device)
+        try:
+            while not self._stop_asked:
+                time.sleep(POLL_S)
+        finally:
+            self._stopping.set()
+            self._changed.set()
+            logger.info("Worker %s stops.", self._info.name)
+            with self._looking:  # Held by whoever runs a job, which ends soon now.
+                pass
+            self._end(announcer, reconciler)
+
+    def look_for_work(self, pool: str) -> None:
+        """Claim the best queued job and run it. A ticket too many finds nothing."""
+        with self._looking:
+            claim = self._claim(pool)
+            if claim is None:
+                return
+            self._set_job(claim.job.id)
+            try:
+                end = run_attempt(self._store, claim, self._settings, stopping=self._stopping, spawn=self._spawn)
+            finally:
+                self._set_job(None)
+            if end is AttemptEnd.REQUEUED:
+                self._pass_on(pool)
+
+    def _claim(self, pool: str) -> Claim | None:
+        while not self._stopping.is_set():
+            try:
+                return self._store.claim(pool, self._info)
+            except UnavailableError as error:
+                logger.warning("Cannot look for work: %s", error)
+                self._stopping.wait(CLAIM_RETRY_S)
+        self._pass_on(pool)
+        return None
+
+    def _pass_on(self, pool: str) -> None:
+        """Let another worker look, at once and not only when a reconciler notices."""
+        try:
+            issue_ticket(self._broker, pool)
+        except UnavailableError as error:
+            logger.warning("No ticket for pool %s could be issued, a reconciler will: %s", pool, error)
+
+    def _set_job(self, job_id: str | None) -> None:
+        self._info = self._info.model_copy(update={"job_id": job_id})
+        self._changed.set()
+
+    def _announce(self, interval_s: float) -> None:
+        while not self._stopping.is_set():
+            self._changed.clear()
+            try:
+                self._store.announce(self._info.model_copy(update={"last_seen_at": datetime.now(UTC)}))
+            except UnavailableError as error:
+                logger.warning("Worker %s cannot announce itself: %s", self._info.name, error)
+            self._changed.wait(interval_s)
+
+    def _end(self, announcer: threading.Thread, reconciler: Reconciler) -> None:
+        try:
+            self._dramatiq.stop(timeout=SHUTDOWN_MS)
+            reconciler.close(SHUTDOWN_MS / 1000)
+            announcer.join(SHUTDOWN_MS / 1000)
+            self._store.withdraw(self._info.name)
+        except (redis.RedisError, UnavailableError) as error:
+            # Nothing is lost: leases and announcements run out by themselves.
+            logger.warning("Worker %s could not say goodbye: %s", self._info.name, error)
+        self._broker.close()
+        self._broker.client.close()
+        self._store.close()
+
+
+def run_worker(settings: RunnerSettings, *, pool: str, name: str | None = None, spawn: Spawn | None = None) -> int:
+    """Run a worker in this process until SIGTERM or SIGINT; a second one ends it at once. For the main thread only.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UnavailableError: Redis cannot be found, or does not answer.
+    """
+    url = resolve_redis_url(settings)
+    worker = PoolWorker(settings, url, pool=pool, name=name or f"{settings.host}:{os.getpid()}", spawn=spawn)
+    stop_asked = False
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stop_asked
+        if stop_asked:
+            # The child goes with us (`runner.child`), and its job comes back when the lease has run out.
+            os._exit(1)
+        stop_asked = True
+        worker.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    worker.run()
+    return 0

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+
+from runner.embedded_redis import EmbeddedRedis
+from runner.jobs import JobState
+from runner.queue import build_broker, issue_ticket, tickets_waiting
+from runner.settings import load_settings
+from runner.spec import RunSpec
+from runner.store import Store
+from runner.worker import PoolWorker
+
+Eventually = Callable[..., None]
+
+# A worker as it is in production, but for what it starts as a child.
+WORKER = """
+import logging, sys
+from runner.child import Child, EVENTS_FD, child_environment
+from runner.settings import load_settings
+from runner.worker import run_worker
+
+logging.basicConfig(level=logging.INFO)
+settings = load_settings()
+
+def spawn(run_dir):
+    command = [sys.executable, {script!r}, str(run_dir), "--events-fd", str(EVENTS_FD)]
+    return Child(command, run_dir, environ=child_environment(settings))
+
+sys.exit(run_worker(settings, pool="cpu", spawn=spawn))
+"""
+RESUMING = """
+done = max([int(path.parent.name.split("-")[1]) for path in RUN_DIR.parent.glob("attempt-*/checkpoints/*/complete")],
+           default=0)
+emit("training_started", total_steps=100, resumed_from_step=done, trainable_parameters=1)
+if done:
+    succeed()
+(RUN_DIR / "pid").write_text(str(os.getpid()))
+checkpoint(5)
+train()
+"""
+
+
+@dataclass
+class Workers:
+    """Worker processes on one machine, and the store that they share."""
+
+    store: Store
+    broker: RedisBroker
+    url: str
+    folder: Path
+    lease_s: float
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, script: Path) -> subprocess.Popen[bytes]:
+        environ = {
+            "PATH": os.environ["PATH"],
+            "REDIS_URL": self.url,
+            "QLORA_STATE_DIR": str(self.folder),
+            "QLORA_LEASE_S": str(self.lease_s),
+            "QLORA_HOST": f"host-{len(self.running) + 1}",
+        }
+        log = (self.folder / f"worker-{len(self.running) + 1}.log").open("wb")
+        with log:
+            worker = subprocess.Popen(
+                [sys.executable, "-c", WORKER.format(script=str(script))], env=environ, stdout=log, stderr=log
+            )
+        self.running.append(worker)
+        return worker
+
+    def submit(self, spec: RunSpec, *, ticket: bool = True) -> str:
+        job = self.store.submit(spec, submitted_by="UANN", origin={}, request_id=os.urandom(4).hex())
+        if ticket:
+            issue_ticket(self.broker, job.pool)
+        return job.id
+
+    def state(self, job_id: str) -> JobState:
+        return self.store.get(job_id).state
+
+    def kinds(self, job_id: str) -> list[str]:
+        return [stored.event.kind for stored in self.store.events(job_id)]
+
+
+@contextmanager
+def worker_processes(url: str, folder: Path, lease_s: float = 120.0) -> Iterator[Workers]:
+    broker = build_broker(url)
+    workers = Workers(Store.connect(url, lease_s=lease_s), broker, url, folder, lease_s)
+    try:
+        yield workers
+    finally:
+        for worker in workers.running:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+        broker.close()
+        broker.client.close()
+        workers.store.close()
+
+
+@pytest.fixture
+def workers(store: Store, valkey_url: str, tmp_path: Path) -> Iterator[Workers]:
+    assert store.queue_lengths() == {}
+    with worker_processes(valkey_url, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def hasty_workers(store: Store, valkey_url: str, tmp_path: Path) -> Iterator[Workers]:
+    """Workers whose leases run out within three seconds."""
+    assert store.queue_lengths() == {}
+    with worker_processes(valkey_url, tmp_path, lease_s=3.0) as running:
+        yield running
+
+
+def test_a_worker_runs_a_job_for_a_ticket(
+    workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    workers.start(child_script("metrics(1)\nsucceed()"))
+
+    job_id = workers.submit(run_spec)
+
+    eventually(lambda: workers.state(job_id) is JobState.SUCCEEDED)
+    assert workers.store.get(job_id).host == "host-1"
+
+
+def test_a_worker_finds_a_job_whose_ticket_got_lost(
+    workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    job_id = workers.submit(run_spec, ticket=False)
+
+    workers.start(child_script("succeed()"))
+
+    eventually(lambda: workers.state(job_id) is JobState.SUCCEEDED)
+
+
+def test_tickets_too_many_run_nothing_twice(
+    workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    for _ in range(4):
+        issue_ticket(workers.broker, "cpu")
+    workers.start(child_script("succeed()"))
+
+    job_ids = [workers.submit(run_spec) for _ in range(2)]
+
+    eventually(lambda: all(workers.state(job_id) is JobState.SUCCEEDED for job_id in job_ids))
+    eventually(lambda: tickets_waiting(workers.broker, "cpu") == 0)
+    assert [workers.store.get(job_id).attempt for job_id in job_ids] == [1, 1]
+
+
+def test_a_busy_worker_leaves_the_next_job_to_an_idle_one(
+    workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    script = child_script(
+        "metrics(1)\nwhile not (RUN_DIR.parents[2] / 'go').exists():\n    time.sleep(0.02)\nsucceed()"
+    )
+    workers.start(script)
+    workers.start(script)
+
+    job_ids = [workers.submit(run_spec) for _ in range(2)]
+
+    eventually(lambda: all("metrics_logged" in workers.kinds(job_id) for job_id in job_ids))
+    assert {workers.store.get(job_id).host for job_id in job_ids} == {"host-1", "host-2"}
+    (workers.folder / "outputs" / "go").touch()
+    eventually(lambda: all(workers.state(job_id) is JobState.SUCCEEDED for job_id in job_ids))
+
+
+def test_a_worker_shows_what_it_works_on(
+    workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    worker = workers.start(child_script("train()"))
+    eventually(lambda: [one.job_id for one in workers.store.workers()] == [None])
+
+    job_id = workers.submit(run_spec)
+
+    eventually(lambda: [one.job_id for one in workers.store.workers("cpu")] == [job_id])
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert workers.store.workers() == []
+
+
+def test_a_worker_told_to_stop_gives_its_job_to_another_one(
+    workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    script = child_script(RESUMING)
+    first = workers.start(script)
+    job_id = workers.submit(run_spec)
+    eventually(lambda: "metrics_logged" in workers.kinds(job_id))
+
+    first.terminate()
+
+    assert first.wait(20) == 0
+    assert workers.state(job_id) is JobState.QUEUED
+    workers.start(script)
+    eventually(lambda: workers.state(job_id) is JobState.SUCCEEDED)
+    job = workers.store.get(job_id)
+    assert (job.attempt, job.host) == (2, "host-2")
+    assert workers.kinds(job_id).count("job_requeued") == 1
+
+
+def test_a_second_signal_ends_a_worker_at_once_with_its_child(
+    workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nmetrics(os.getpid())\ntime.sleep(100)"
+    worker = workers.start(child_script(body))
+    job_id = workers.submit(run_spec)
+    eventually(lambda: "metrics_logged" in workers.kinds(job_id))
+    child = next(stored.event.step for stored in workers.store.events(job_id) if stored.event.kind == "metrics_logged")
+    worker.send_signal(signal.SIGINT)
+    eventually(lambda: b" stops." in (workers.folder / "worker-1.log").read_bytes())
+
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(20) == 1
+    eventually(lambda: not psutil.pid_exists(child))
+
+
+def test_a_killed_workers_job_resumes_on_another_host(
+    hasty_workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    script = child_script(RESUMING)
+    first = hasty_workers.start(script)
+    job_id = hasty_workers.submit(run_spec)
+    eventually(lambda: "metrics_logged" in hasty_workers.kinds(job_id))
+    child = int(next(hasty_workers.folder.glob("outputs/demo/*/attempt-1/pid")).read_text())
+    hasty_workers.start(script)
+
+    first.kill()
+
+    eventually(lambda: hasty_workers.state(job_id) is JobState.SUCCEEDED, within_s=40)
+    assert not psutil.pid_exists(child)
+    events = [stored.event for stored in hasty_workers.store.events(job_id)]
+    assert [event.reason for event in events if event.kind == "job_requeued"] == ["host-lost"]
+    assert [event.resumed_from_step for event in events if event.kind == "training_started"] == [0, 5]
+    assert hasty_workers.store.get(job_id).host == "host-2"
+
+
+def test_an_idle_worker_outlives_a_restart_of_redis(
+    tmp_path: Path, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    with EmbeddedRedis(tmp_path / "own") as server, worker_processes(server.url, tmp_path) as workers:
+        workers.start(child_script("succeed()"))
+        eventually(lambda: len(workers.store.workers()) == 1)
+        server.stop()
+        server.start()
+
+        job_id = workers.submit(run_spec)
+
+        eventually(lambda: workers.state(job_id) is JobState.SUCCEEDED)
+
+
+def test_a_worker_stops_well_while_redis_is_away(
+    tmp_path: Path, child_script: Callable[[str], Path], eventually: Eventually
+) -> None:
+    with EmbeddedRedis(tmp_path / "own") as server, worker_processes(server.url, tmp_path) as workers:
+        worker = workers.start(child_script("succeed()"))
+        eventually(lambda: len(workers.store.workers()) == 1)
+        server.stop()
+
+        worker.terminate()
+
+        assert worker.wait(40) == 0
+
+
+def test_nobodys_environment_changes_how_many_tickets_a_worker_holds(
+    store: Store, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.queue_lengths() == {}
+    monkeypatch.setattr("dramatiq.worker.QUEUE_PREFETCH", 50)
+    monkeypatch.setattr("dramatiq.worker.DELAY_QUEUE_PREFETCH", 1)
+    settings = load_settings({"QLORA_STATE_DIR": str(tmp_path)})
+
+    worker = PoolWorker(settings, valkey_url, pool="cpu", name="w")
+    worker._dramatiq.start()
+
+    assert {name: consumer.prefetch for name, consumer in worker._dramatiq.consumers.items()} == {
+        "qlora.cpu": 1,
+        "qlora.cpu.DQ": 1000,
+    }
+    worker._dramatiq.stop()
+    worker._broker.close()
+    worker._broker.client.close()
+    worker._store.close()
