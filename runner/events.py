@@ -37,7 +37,14 @@ class Phase(StrEnum):
 class Record(BaseModel):
     """Immutable, strict about its keys, with attribute docstrings as field descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        # A diverged run has losses that are no numbers; as null, pydantic's default, nobody could read them back.
+        ser_json_inf_nan="strings",
+    )
 
 
 class Event(Record):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import dramatiq
 import redis
 from dramatiq.brokers.redis import RedisBroker
 
+from runner.embedded_redis import EmbeddedRedis
 from runner.queue import ACTOR_NAME, build_broker, issue_ticket, queue_name, tickets_waiting
 
 Eventually = Callable[..., None]
@@ -90,3 +94,33 @@ def test_a_ticket_of_a_dead_worker_comes_back_with_the_next_command(valkey_url: 
     assert tickets_waiting(alive, "cpu") == 1
     for each in (dead, alive):
         each.client.close()
+
+
+def test_a_worker_goes_on_after_redis_was_killed_and_came_back(tmp_path: Path, eventually: Eventually) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        broker = build_broker(server.url)
+        seen: list[str] = []
+        started, done = threading.Event(), threading.Event()
+
+        @dramatiq.actor(broker=broker, actor_name=ACTOR_NAME, queue_name=queue_name("cpu"))
+        def look_for_work(pool: str) -> None:
+            seen.append(pool)
+            started.set()
+            done.wait(30)
+
+        worker = dramatiq.Worker(broker, worker_timeout=20, worker_threads=1)
+        worker.start()
+        issue_ticket(broker, "cpu")
+        assert started.wait(30)
+
+        os.kill(server.pid, signal.SIGKILL)
+        server.stop()
+        server.start()
+        done.set()
+
+        # The ticket that was worked on is acknowledged, and the next one is taken.
+        eventually(lambda: broker.do_qsize(queue_name("cpu")) == 0)
+        issue_ticket(broker, "cpu")
+        eventually(lambda: len(seen) == 2)
+        worker.stop()
+        broker.client.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -52,6 +53,17 @@ def test_numbers_in_events_keep_every_digit(store: Store, submit_job: Submit, so
     store.append(claim_next(store, some_worker), event)
 
     assert store.events(job.id)[-1].event == event
+
+
+def test_a_loss_that_is_no_number_can_be_read_back(store: Store, submit_job: Submit, some_worker: WorkerInfo) -> None:
+    job = submit_job()
+
+    store.append(claim_next(store, some_worker), metrics(1).model_copy(update={"loss": math.nan, "eta_s": math.inf}))
+
+    event = store.events(job.id)[-1].event
+    assert isinstance(event, MetricsLogged)
+    assert math.isnan(event.loss)
+    assert event.eta_s == math.inf
 
 
 def test_events_from_several_processes_have_no_gap_and_no_double(

@@ -200,6 +200,20 @@ def test_a_renewal_saves_a_lease_that_has_run_out(
     assert store.expire_leases() == []
 
 
+def test_a_renewal_between_finding_and_expiring_a_lease_saves_it(
+    store: Store, brief: Store, submit_job: Submit, some_worker: WorkerInfo
+) -> None:
+    submit_job()
+    claim = claim_by(brief, some_worker)
+    store.renew(claim)
+
+    # The second half of `expire_leases`, for a lease that its first half found to have run out.
+    status, _ = store._requeue(claim.job.id, write="late", reason="host-lost")
+
+    assert status == "lost"
+    assert store.get(claim.job.id) == claim.job
+
+
 def test_a_job_of_a_silent_host_goes_back_to_its_place(
     store: Store, brief: Store, submit_job: Submit, some_worker: WorkerInfo
 ) -> None:
