@@ -59,8 +59,8 @@ KNOWN_DEFECTS = (
         applies=lambda installed: installed.get("transformers") == "4.57.2",
         note=(
             "transformers 4.57.2 fails with \"'dict' object has no attribute 'model_type'\" on the tokenizer of a "
-            "local model with over 100 000 vocabulary entries (transformers #42374, cured by #42376 in 4.57.3). We load "
-            "that tokenizer by a workaround that lasts for the one call."
+            "local model with over 100 000 vocabulary entries (transformers #42374, cured by #42376 in 4.57.3). We "
+            "load that tokenizer by a workaround that lasts for the one call."
         ),
     ),
     KnownDefect(
