@@ -30,8 +30,8 @@ def queue_name(pool: str) -> str:
 def build_broker(url: str) -> RedisBroker:
     """Build the broker; the bot, the workers and the reconciler all use this one.
 
-    No retries and no time limit, whatever an actor says of itself: a ticket is never worth a second try, and a training
-    may take days. Maintenance saves the tickets of dead workers and goes with every command: at Dramatiq's own one in a
+    No retries and no time limit unless an actor asks for them: a ticket is never worth a second try, and a training may
+    take days. Maintenance saves the tickets of dead workers and goes with every command: at Dramatiq's own one in a
     thousand, an idle worker takes minutes to get there.
 
     Raises:
