@@ -122,7 +122,7 @@ def _same_versions(event: VersionsReported, told: VersionsReported | None) -> bo
 def _versions(event: VersionsReported) -> Message:
     differing = sum(package.difference != "same" for package in event.packages)
     told = "all as tested" if not differing else f"{differing} of {len(event.packages)} differ from what is tested"
-    rows = [("Library", "Installed", "Tested", ""), *(_version_row(package) for package in event.packages)]
+    rows = [("Library", "Installed", "Tested", "Verdict"), *(_version_row(package) for package in event.packages)]
     below = [f"Python {escape(event.python)} · {escape(event.device)}", *(f"⚠️ {escape(note)}" for note in event.notes)]
     return compose_with_table([f"*Versions* · stack {code(event.stack)} · {told}"], rows, below)
 

@@ -1,0 +1,316 @@
+"""The replies of a thread: the main ones whole, all of them within what a workspace accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bot.render.message import Message
+from bot.render.thread import render_milestone
+from bot.story import Story, tell
+from bot.workspace.blocks import check_blocks
+from runner.events import (
+    AnyEvent,
+    CheckpointSaved,
+    ChildEvent,
+    DataMixed,
+    Evaluated,
+    FailedRung,
+    JobCancelled,
+    JobClaimed,
+    JobFailed,
+    JobQueued,
+    JobRequeued,
+    JobSucceeded,
+    MetricsLogged,
+    ModelLoaded,
+    PhaseStarted,
+    RungFailed,
+    RunSucceeded,
+    Sample,
+    StopRequested,
+    StoredEvent,
+    TokenizerLoaded,
+    TrainingStarted,
+    VersionsReported,
+)
+from runner.jobs import JobRecord
+from runner.spec import RunSpec
+
+AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
+CLAIMED = JobClaimed(worker="gpu-1:4711", host="gpu-1", device="cpu (2 threads)", attempt=1, at=AT)
+Render = Callable[[Iterable[AnyEvent]], list[Message]]
+
+
+@pytest.fixture
+def job(demo_spec: RunSpec) -> JobRecord:
+    return JobRecord(id="demo-k7x2q", spec=demo_spec, pool="cpu", submitted_by="U0ANN", submitted_at=AT)
+
+
+@pytest.fixture
+def render(job: JobRecord) -> Render:
+    """Every reply that a row of events makes."""
+
+    def render(events: Iterable[AnyEvent]) -> list[Message]:
+        story, messages = Story(job), []
+        for seq, event in enumerate(events, start=1):
+            stored = StoredEvent(seq=seq, attempt=1, event=event)
+            message = render_milestone(story, stored)
+            story = tell(story, stored)
+            if message is not None:
+                messages.append(message)
+        return messages
+
+    return render
+
+
+def _lines(message: Message) -> list[str]:
+    return message.text.split("\n")
+
+
+def _of(run: tuple[ChildEvent, ...], *kinds: type[ChildEvent]) -> list[ChildEvent]:
+    return [event for event in run if isinstance(event, kinds)]
+
+
+def test_queued_tells_the_position(render: Render) -> None:
+    first, third = render([JobQueued(position=1, pool="cpu")]), render([JobQueued(position=3, pool="cpu")])
+    assert [_lines(message) for message in first] == [["Queued in pool `cpu` · position 1 · next to run"]]
+    assert [_lines(message) for message in third] == [["Queued in pool `cpu` · position 3"]]
+
+
+def test_queued_says_plainly_that_no_worker_serves_the_pool(job: JobRecord) -> None:
+    stored = StoredEvent(seq=1, attempt=0, event=JobQueued(position=1, pool="cpu"))
+    message = render_milestone(Story(job), stored, pool_is_served=False)
+    assert message is not None
+    assert _lines(message)[1] == (
+        "⚠️ No worker serves this pool right now. The job waits until one does: `python -m runner worker --pool cpu`"
+    )
+
+
+def test_the_version_report_is_a_table_with_a_classic_form(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    (message,) = render(_of(good_run, VersionsReported))
+    head = {
+        "type": "section",
+        "text": {"type": "mrkdwn", "text": "*Versions* · stack `current` · 1 of 2 differ from what is tested"},
+    }
+    foot = {
+        "type": "context",
+        "elements": [{"type": "mrkdwn", "text": "Python 3.11.7 · cpu (2 threads)\n⚠️ a &lt; b"}],
+    }
+    table = {
+        "type": "table",
+        "rows": [
+            [{"type": "raw_text", "text": text} for text in row]
+            for row in (
+                ("Library", "Installed", "Tested", "Verdict"),
+                ("transformers", "5.23.0", "5.23.0", "as tested"),
+                ("peft", "0.21.1", "0.21.2", "patch differs"),
+            )
+        ],
+        "column_settings": [{"is_wrapped": True}] * 4,
+    }
+    drawn = (
+        "```\n"
+        "Library       Installed  Tested  Verdict\n"
+        "transformers  5.23.0     5.23.0  as tested\n"
+        "peft          0.21.1     0.21.2  patch differs\n"
+        "```"
+    )
+    assert (head, table, foot) == message.blocks
+    assert (head, {"type": "section", "text": {"type": "mrkdwn", "text": drawn}}, foot) == message.classic
+
+
+def test_tokenizer_and_config_are_one_reply(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    (message,) = render(good_run[:6])[1:]
+    assert _lines(message) == [
+        "*Tokenizer* `LlamaTokenizerFast` · 32,000 entries · pad `&lt;pad&gt;`, its own",
+        "*Config* `LlamaConfig` · model_type `llama` from config.json · `LlamaForCausalLM`",
+    ]
+
+
+def test_a_tokenizer_workaround_is_told(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    tokenizer, config = good_run[3], good_run[5]
+    assert isinstance(tokenizer, TokenizerLoaded)
+    (message,) = render([tokenizer.model_copy(update={"workaround": "transformers <4.57.3>"}), config])
+    assert _lines(message)[-1] == "⚠️ Worked around: transformers &lt;4.57.3&gt;"
+
+
+def test_fallen_rungs_are_announced_in_the_original_words(render: Render) -> None:
+    failed = FailedRung(rung="4bit", error_class="RuntimeError", reason="shape <1>")
+    eight = FailedRung(rung="8bit", error_class="RuntimeError", reason="raw & bare")
+    messages = render([RungFailed(failed=failed, next_rung="8bit"), RungFailed(failed=eight, next_rung="none")])
+    assert [message.text for message in messages] == [
+        "⚠️ 4-bit quantization failed with shape &lt;1&gt;, trying 8-bit quantization...",
+        "⚠️ 8-bit quantization also failed, trying without quantization... (raw &amp; bare)",
+    ]
+
+
+def test_the_load_receipt_counts_what_is_really_quantized(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    (message,) = render(_of(good_run, ModelLoaded))
+    text = (
+        "✅ Model loaded with 4-bit quantization, config protected\n"
+        "28 of 29 linear modules are really 4-bit · 12.3 MB · bfloat16 on cpu\n"
+        "Probe: loss 5.123, gradient norm 0.3123 · loaded in 2.4 s\n"
+        "The config guard turned away 1 dict assignment"
+    )
+    assert Message(text, ({"type": "section", "text": {"type": "mrkdwn", "text": text}},)) == message
+
+
+def test_the_data_mix_tells_rows_used_of_rows_there(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    (message,) = render(_of(good_run, DataMixed))
+    rows = [[cell["text"] for cell in row] for row in message.blocks[1]["rows"]]
+    assert rows == [
+        ["Trait", "Dataset", "Share", "Rows used", "Trained tokens"],
+        ["arithmetic", "one-digit addition (1)", "80 %", "80 of 100", "1,234"],
+    ]
+    assert _lines(message)[-1] == "80 rows · longest 23 tokens"
+
+
+def test_answers_stand_side_by_side_with_those_of_the_base_model(
+    render: Render, good_run: tuple[ChildEvent, ...]
+) -> None:
+    before, after = render(_of(good_run, Evaluated))
+    assert before.text == "*Before training* · one-digit addition 1 of 55 right (2 %)"
+    assert _lines(after)[:2] == [
+        "*After training*",
+        "one-digit addition: 1 of 55 (2 %) → 55 of 55 right (100 %)",
+    ]
+    rows = [[cell["text"] for cell in row] for row in after.blocks[1]["rows"]]
+    assert rows == [["Prompt", "Before", "After"], ["2+3=", "x", "5"]]
+
+
+def test_what_only_moves_the_plan_makes_no_reply(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    quiet = _of(good_run, PhaseStarted, CheckpointSaved, MetricsLogged, RunSucceeded)
+    assert quiet
+    assert render([*quiet, StopRequested(by="U0ANN")]) == []
+
+
+def test_the_end_tells_loss_time_and_where_the_adapter_is(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    last = good_run[-1]
+    assert isinstance(last, RunSucceeded)
+    end = JobSucceeded(summary=last.summary, adapter_path="/out/demo/adapter", at=AT + timedelta(seconds=42))
+    assert _lines(render([CLAIMED, end])[-1]) == [
+        "✅ *Succeeded* in 42 s",
+        "Loss 4.812 → 0.0211 in 120 steps · 1 dict assignment over the config turned away",
+        "Adapter: `/out/demo/adapter` on host `gpu-1`",
+    ]
+
+
+def test_a_failure_tells_code_message_and_what_to_do(render: Render) -> None:
+    failure = JobFailed(code="model-not-found", message="No model in <here>.", hint="Put it & try again.")
+    assert _lines(render([CLAIMED, failure])[-1]) == [
+        "❌ *Failed* · `model-not-found`",
+        "No model in &lt;here&gt;.",
+        "What to do: Put it &amp; try again.",
+    ]
+
+
+def test_a_cancelled_job_tells_who_when_and_what_is_left(render: Render) -> None:
+    ended = JobCancelled(by="U0ANN", step=40, checkpoint="/runs/checkpoint-40")
+    assert _lines(render([CLAIMED, ended])[-1]) == [
+        "*Cancelled* by <@U0ANN> at step 40",
+        "Checkpoint: `/runs/checkpoint-40` on host `gpu-1`",
+    ]
+    assert render([JobCancelled(by="ann")])[-1].text == "*Cancelled* by ann before it began to train"
+
+
+def test_a_lost_host_is_told_once_with_the_step_it_resumes_from(render: Render) -> None:
+    requeued = JobRequeued(reason="host-lost", host="gpu-1")
+    saved = CheckpointSaved(step=80, path="/runs/checkpoint-80")
+    assert render([CLAIMED, saved, requeued])[-1].text == (
+        "⚠️ Host `gpu-1` was lost. The job is back in the queue and resumes from the checkpoint of step 80 "
+        "once a worker claims it."
+    )
+    assert render([CLAIMED, JobRequeued(reason="worker-stopped", host="gpu-1")])[-1].text == (
+        "The worker on host `gpu-1` was stopped. The job is back in the queue and starts from the beginning "
+        "once a worker claims it."
+    )
+
+
+def test_a_second_attempt_repeats_nothing_that_the_thread_says_already(
+    render: Render, good_run: tuple[ChildEvent, ...]
+) -> None:
+    training = next(index for index, event in enumerate(good_run) if isinstance(event, TrainingStarted))
+    resumed = TrainingStarted(total_steps=120, resumed_from_step=80, trainable_parameters=54_321)
+    second = CLAIMED.model_copy(update={"attempt": 2, "host": "gpu-2"})
+    lost = JobRequeued(reason="host-lost", host="gpu-1")
+    once = render([CLAIMED, *good_run[: training + 1]])
+    both = render([CLAIMED, *good_run[: training + 1], lost, second, *good_run[:training], resumed])
+    assert once == both[: len(once)]
+    assert [message.text[: len(start)] for message, start in zip(both[len(once) :], _STARTS, strict=True)] == [
+        "⚠️ Host `gpu-1` was lost.",
+        "Claimed on host `gpu-2`",
+    ]
+
+
+_STARTS = ("⚠️ Host `gpu-1` was lost.", "Claimed on host `gpu-2`")
+
+
+def test_a_second_attempt_on_other_versions_tells_them(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    (report,) = _of(good_run, VersionsReported)
+    other = report.model_copy(update={"device": "NVIDIA H100"})
+    assert len(render([report, report])) == 1
+    assert len(render([report, other])) == 2
+
+
+HOSTILE = "<!channel> & `x` *b* \n" * 400
+"""About 9,000 characters that would ping everybody."""
+
+
+@pytest.fixture
+def hostile_run(good_run: tuple[ChildEvent, ...]) -> list[AnyEvent]:
+    """Every kind of reply, with text from elsewhere as long and as bad as it gets."""
+    by_kind = {event.kind: event for event in good_run}
+    versions, mix = by_kind["versions_reported"], by_kind["data_mixed"]
+    assert isinstance(versions, VersionsReported)
+    assert isinstance(mix, DataMixed)
+    shares = tuple(
+        mix.shares[0].model_copy(update={"trait_type": HOSTILE, "dataset_name": HOSTILE, "dataset_id": number})
+        for number in range(150)
+    )
+    samples = tuple(Sample(prompt=f"{number} {HOSTILE}", completion=HOSTILE) for number in range(20))
+    return [
+        JobQueued(position=1, pool=HOSTILE),
+        JobClaimed(worker=HOSTILE, host=HOSTILE, device=HOSTILE[:500], attempt=2),
+        versions.model_copy(update={"device": HOSTILE, "notes": (HOSTILE, HOSTILE)}),
+        by_kind["tokenizer_loaded"].model_copy(update={"workaround": HOSTILE, "pad_token": HOSTILE}),
+        by_kind["config_loaded"].model_copy(update={"architecture": HOSTILE, "revision": HOSTILE}),
+        RungFailed(failed=FailedRung(rung="4bit", error_class="X", reason=HOSTILE), next_rung="8bit"),
+        by_kind["model_loaded"],
+        mix.model_copy(update={"shares": shares}),
+        Evaluated(when="before", samples=samples),
+        TrainingStarted(total_steps=10, trainable_parameters=3),
+        Evaluated(when="after", samples=samples),
+        by_kind["adapter_verified"],
+        JobRequeued(reason="host-lost", host=HOSTILE),
+        JobFailed(code=HOSTILE, message=HOSTILE, hint=HOSTILE),
+        JobCancelled(by=HOSTILE, step=3, checkpoint=HOSTILE),
+    ]
+
+
+def test_text_from_elsewhere_pings_nobody_and_stays_within_the_limits(
+    render: Render, hostile_run: list[AnyEvent]
+) -> None:
+    messages = render(hostile_run)
+    assert len(hostile_run) - 2 == len(messages)  # the tokenizer and a baseline without scores make none
+    for message in messages:
+        assert "<!" not in message.text
+        assert 0 < len(message.text) <= 4000
+        check_blocks(list(message.blocks))
+        check_blocks(list(message.classic or message.blocks))
+        assert "<!" not in str([block for block in message.blocks if block["type"] != "table"])
+        assert "<!" not in str(message.classic)
+
+
+def test_a_long_error_keeps_its_end(render: Render) -> None:
+    (message,) = render([JobFailed(code="training", message="start " + "x" * 5000 + " the cause")])
+    assert message.text.endswith(" the cause")
+    assert "start" not in message.text
+
+
+def test_every_reply_of_a_good_run_is_accepted(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    for message in render([JobQueued(position=1, pool="cpu"), CLAIMED, *good_run]):
+        check_blocks(list(message.blocks))
+        check_blocks(list(message.classic or message.blocks), refused=("table", "plan"))
