@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 from typing import Any
+from urllib.parse import quote
 
 from bot.workspace.records import Channel, Message, StoredFile, User
 from bot.workspace.state import APP_ID, BOT_ID, BOT_USER, TEAM_ID, WorkspaceState
@@ -93,6 +94,7 @@ def user_json(user: User) -> dict[str, Any]:
 
 def file_json(file: StoredFile, base_url: str) -> dict[str, Any]:
     """A file as messages and `files.completeUploadExternal` show it."""
+    address = f"{base_url}files/{file.id}/{quote(file.name)}"
     return {
         "id": file.id,
         "name": file.name,
@@ -101,7 +103,7 @@ def file_json(file: StoredFile, base_url: str) -> dict[str, Any]:
         "size": file.size,
         "user": file.user,
         "mode": "hosted",
-        "url_private": f"{base_url}files/{file.id}/{file.name}",
-        "url_private_download": f"{base_url}files/{file.id}/{file.name}",
-        "permalink": f"{base_url}files/{file.id}/{file.name}",
+        "url_private": address,
+        "url_private_download": address,
+        "permalink": address,
     }

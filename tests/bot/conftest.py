@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
+from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_sdk import WebClient
 
+from bot.workspace.client import WorkspaceClient
 from bot.workspace.server import LocalWorkspace
 from runner.events import (
     AdapterSaved,
@@ -47,6 +50,33 @@ def workspace() -> Iterator[LocalWorkspace]:
 def web_client(workspace: LocalWorkspace) -> WebClient:
     """slack_sdk's own client with the bot token, without retries."""
     return WebClient(token=workspace.bot_token, base_url=workspace.api_url, retry_handlers=[])
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Polls until something holds, for at most 20 s."""
+
+    def poll(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20.0
+        while not condition():
+            assert time.monotonic() < deadline, "it never came to hold"
+            time.sleep(0.01)
+
+    return poll
+
+
+@pytest.fixture
+def close_handler(until: Callable[[Callable[[], bool]], None]) -> Callable[[WorkspaceClient, SocketModeHandler], None]:
+    """Closes a Socket Mode handler and all its threads without the 3 s that slack_sdk's idle read may last."""
+
+    def close(client: WorkspaceClient, handler: SocketModeHandler) -> None:
+        handler.client.default_auto_reconnect_enabled = handler.client.auto_reconnect_enabled = False
+        client.disconnect("close")
+        # Closing it while its own thread does so raises in slack_sdk.
+        until(lambda: not handler.client.is_connected())
+        handler.close()  # type: ignore[no-untyped-call] # slack-bolt leaves it untyped
+
+    return close
 
 
 # --- jobs to tell of -------------------------------------------------------------------------------------------------
