@@ -1,0 +1,97 @@
+"""The whole way with every part real: command, worker process, 4-bit training, thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from bot.workspace.records import Message
+from tests.faults.stack import Stack
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(400)]
+
+
+def texts(thread: list[Message]) -> str:
+    return "\n".join(message.text for message in thread)
+
+
+def position(thread: list[Message], words: str) -> int:
+    """Where in the thread the first message with these words stands."""
+    places = [number for number, message in enumerate(thread) if words in message.text]
+    assert places, f"no message says {words!r}:\n{texts(thread)}"
+    return places[0]
+
+
+def test_a_start_command_ends_with_a_verified_adapter_and_the_thread_tells_it_in_order(stack: Stack) -> None:
+    job = stack.start("/qlora start demo")
+
+    thread = stack.wait_until_told(job.id)
+    job = stack.store.get(job.id)
+
+    assert job.state == "succeeded", texts(thread)
+    milestones = [
+        "ueued",
+        "transformers",
+        "model_type",
+        "✅ Model loaded with 4-bit quantization, config protected",
+        "arithmetic",
+        "tokens/s",
+        "fresh process",
+        "loss",
+    ]
+    places = [position(thread[1:], words) for words in milestones[:-1]]
+    assert places == sorted(places), texts(thread)
+    assert job.adapter_path is not None
+    assert job.adapter_path in thread[-1].text
+    assert {"adapter_model.safetensors", "adapter_config.json", "manifest.json", "README.md"} <= {
+        path.name for path in Path(job.adapter_path).iterdir()
+    }
+    scores = {
+        stored.event.when: stored.event.exact_match[0]
+        for stored in stack.store.events(job.id)
+        if stored.event.kind == "evaluated"
+    }
+    assert scores["before"].share <= 0.05
+    assert scores["after"].share >= 0.9
+
+
+def test_a_stop_in_mid_training_leaves_a_checkpoint_and_ends_the_job_as_cancelled(stack: Stack) -> None:
+    job = stack.start("/qlora start demo num_train_epochs=500")
+    stack.wait_for_event(job.id, "metrics_logged")
+
+    stack.workspace.command(f"/qlora stop {job.id}")
+    thread = stack.wait_until_told(job.id)
+    job = stack.store.get(job.id)
+
+    assert job.state == "cancelled"
+    (end,) = [stored.event for stored in stack.store.events(job.id) if stored.event.kind == "job_cancelled"]
+    assert end.checkpoint is not None
+    assert (Path(end.checkpoint) / "complete").exists()
+    assert "ancelled" in thread[-1].text
+
+
+def test_a_killed_worker_s_job_is_resumed_by_another_from_the_last_checkpoint(stack: Stack) -> None:
+    job = stack.start("/qlora start demo save_steps=20")
+    stack.wait_for_event(job.id, "checkpoint_saved")
+    owner = stack.store.get(job.id).worker
+    (part,) = [part for part in stack.parts if part.name == owner]
+    os.kill(part.process.pid, signal.SIGKILL)
+
+    thread = stack.wait_until_told(job.id)
+    job = stack.store.get(job.id)
+    events = stack.store.events(job.id)
+
+    assert job.state == "succeeded", texts(thread)
+    assert job.worker != owner
+    assert job.attempt == 2
+    resumed = [stored.event.resumed_from_step for stored in events if stored.event.kind == "training_started"]
+    assert resumed[0] == 0
+    assert resumed[1] >= 20
+    assert [stored.event.kind for stored in events].count("job_requeued") == 1
+    lost = [message for message in thread[1:] if "lost" in message.text]
+    assert len(lost) == 1, texts(thread)
+    told = [message.metadata["event_payload"]["seq"] for message in thread[1:] if message.metadata]
+    assert told == sorted(set(told)), "a milestone is doubled or out of order"
