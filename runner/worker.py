@@ -36,7 +36,7 @@ POLL_S = 0.1
 CLAIM_RETRY_S = 1.0
 MAX_INTERVAL_S = 10.0
 """The longest pause between two announcements or two looks of the reconciler; shorter where leases are."""
-SHUTDOWN_MS = 5000
+SHUTDOWN_MS = 3000
 """How long Dramatiq's threads have to end once no attempt runs any more; without Redis they would try for ever."""
 
 

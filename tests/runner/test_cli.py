@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runner.__main__ import VERBS, main
+from runner.child import Spawn
+from runner.cli import train
+from runner.events import parse_event
+
+Scripted = Callable[[str], Spawn]
+PROJECTS = Path(__file__).parents[2] / "projects"
+
+
+@pytest.fixture(autouse=True)
+def _own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QLORA_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("QLORA_PROJECTS_DIR", str(PROJECTS))
+
+
+@pytest.fixture
+def broken_project(tmp_path: Path) -> Path:
+    """A project with three mistakes."""
+    text = (PROJECTS / "demo.toml").read_text()
+    text = text.replace('name = "demo"', 'name = "broken"').replace("r = 16", 'r = "sixteen"')
+    path = tmp_path / "broken.toml"
+    path.write_text(text.replace("max_length = 64", "max_lenght = 64"))
+    (tmp_path / "datasets.toml").write_text("")
+    return path
+
+
+def train_arguments(project: str, **more: object) -> argparse.Namespace:
+    return argparse.Namespace(**({"project": project, "overrides": [], "run_dir": None, "json": False} | more))
+
+
+# --- check ------------------------------------------------------------------------------------------------------
+
+
+def test_checking_a_valid_project_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "demo"]) == 0
+
+    assert capsys.readouterr().out.startswith("demo is valid.")
+
+
+def test_a_project_may_be_named_by_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(PROJECTS / "demo.toml"), "--json", "lora.r=8"]) == 0
+
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["valid"] is True
+    assert answer["spec"]["project"]["lora"]["r"] == 8
+    assert answer["spec"]["overrides"] == {"lora.r": "8"}
+
+
+def test_every_problem_of_a_broken_project_is_listed(broken_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(broken_project)]) == 2
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    for key in ("lora.r", "max_lenght", "dataset_id"):
+        assert key in err
+    assert re.search(r"broken\.toml:\d+: ", err)
+
+
+def test_a_broken_project_as_json(broken_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(broken_project), "--json"]) == 2
+
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["valid"], answer["code"]) == (False, "invalid-project")
+    assert len(answer["problems"]) >= 3
+    assert set(answer["problems"][0]) == {"message", "file", "line", "column", "path"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["check", "demoo"], "Did you mean"),
+        (["check", "nowhere/demo.toml"], "no file"),
+        (["check", "demo", "lora.r"], "is not key=value"),
+        (["check", "demo", "lora.r=1", "lora.r=2"], "given twice"),
+        (["chekc"], "Did you mean 'check'?"),
+        (["worker", "--pool", "No Such Pool"], "not a pool's name"),
+        (["train", "demo", "lora.r=0"], "lora.r"),
+    ],
+)
+def test_a_wrong_command_is_explained_in_words(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert expected in err
+    assert "Traceback" not in err
+
+
+# --- the small verbs ----------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+
+    out = capsys.readouterr().out
+    assert [verb for verb in VERBS if f"  {verb} " not in out] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+
+    assert end.value.code == 0
+    assert f"python -m runner {verb}" in capsys.readouterr().out
+
+
+def test_versions_are_a_table_or_an_event(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["versions"]) == 0
+    assert "bitsandbytes" in capsys.readouterr().out
+
+    assert main(["versions", "--json"]) == 0
+    assert parse_event(capsys.readouterr().out).kind == "versions_reported"
+
+
+def test_the_schema_describes_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["properties"]["base_model"]["description"]
+
+
+def test_a_worker_without_redis_says_what_to_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Port 1 refuses at once, but the client tries for about five seconds.
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+
+    assert main(["worker", "--pool", "cpu"]) == 1
+
+    err = capsys.readouterr().err
+    assert "REDIS_URL" in err
+    assert "Traceback" not in err
+
+
+def test_no_verb_loads_torch_and_check_needs_only_the_base_libraries() -> None:
+    code = (
+        "import importlib, sys\n"
+        "import runner.cli.check\n"
+        "assert not {'rich', 'redis', 'dramatiq'} & set(sys.modules), 'check is heavy'\n"
+        f"for verb in {[verb.replace('-', '_') for verb in VERBS]!r}: importlib.import_module('runner.cli.' + verb)\n"
+        "assert not {'torch', 'transformers', 'runner.training'} & set(sys.modules), 'a verb loads torch'\n"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- train, with scripted children ----------------------------------------------------------------------------------
+
+
+def test_training_tells_its_story_and_names_the_adapter_last(
+    scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.run(train_arguments("demo"), scripted("metrics(4, total=4)\nsucceed()")) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    adapter = Path(lines[-1].removeprefix("Adapter: "))
+    assert (adapter / "adapter_model.safetensors").read_text() == "weights"
+    assert adapter.parent.parent == tmp_path / "state" / "outputs" / "demo"
+    assert any("step 4/4" in line for line in lines)
+
+
+def test_json_prints_events_and_nothing_else(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    body = "print('noise of a library')\nOUT.write('garbage\\n')\nmetrics(1)\nsucceed()"
+
+    assert train.run(train_arguments("demo", json=True), scripted(body)) == 0
+
+    events = [parse_event(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event.kind for event in events] == ["metrics_logged", "run_succeeded"]
+    assert events[1].kind == "run_succeeded"
+    assert (Path(events[1].adapter_path) / "adapter_model.safetensors").exists()
+
+
+def test_a_failed_training_exits_1_with_message_and_hint(
+    scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = "emit('run_failed', code='model-not-found', message='No such model.', hint='Put it there.')\nsys.exit(1)"
+
+    assert train.run(train_arguments("demo"), scripted(body)) == 1
+
+    out = capsys.readouterr().out
+    assert "No such model." in out
+    assert "Put it there." in out
+
+
+def test_a_child_that_dies_is_an_event_too(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.run(train_arguments("demo", json=True), scripted("os.kill(os.getpid(), 11)")) == 1
+
+    event = parse_event(capsys.readouterr().out)
+    assert event.kind == "run_failed"
+    assert event.code == "child-died"
+
+
+def test_an_invalid_project_prints_no_event(broken_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(broken_project), "--json"]) == 2
+
+    assert capsys.readouterr().out == ""
+
+
+def test_what_a_model_says_cannot_paint_the_terminal(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    body = "emit('run_failed', code='x', message='\\x1b[2Jgone [bold]kept[/bold]')\nsys.exit(1)"
+
+    train.run(train_arguments("demo"), scripted(body))
+
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "[bold]kept[/bold]" in out
+
+
+def test_a_run_dir_is_used_again(scripted: Scripted, tmp_path: Path) -> None:
+    asked = train_arguments("demo", run_dir=tmp_path / "mine")
+
+    train.run(asked, scripted("checkpoint(3)\nos._exit(9)"))
+    train.run(asked, scripted("succeed()"))
+
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["adapter", "attempt-1", "attempt-2"]
+
+
+def test_the_second_ctrl_c_ends_a_child_that_does_not_listen(child_script: Callable[[str], Path]) -> None:
+    script = child_script("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nmetrics(1)\ntime.sleep(100)")
+    code = (
+        "import os, sys\n"
+        "from argparse import Namespace\n"
+        "from runner.child import Child\n"
+        "from runner.cli.train import run\n"
+        f"command = [sys.executable, {str(script)!r}]\n"
+        "def spawn(run_dir):\n"
+        "    return Child([*command, str(run_dir), '--events-fd', '4'], run_dir, environ=dict(os.environ))\n"
+        "sys.exit(run(Namespace(project='demo', overrides=[], run_dir=None, json=True), spawn))\n"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ)
+    assert command.stdout is not None
+    with command.stdout as out:
+        assert "metrics_logged" in out.readline()
+        command.send_signal(signal.SIGINT)
+        command.send_signal(signal.SIGTERM)
+        rest = out.read()
+
+    assert command.wait(20) == 130
+    assert parse_event(rest).kind == "run_interrupted"
+
+
+# --- train, for real -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.training
+@pytest.mark.timeout(400)
+def test_a_real_training_stops_at_ctrl_c_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["demo-model"]) == 0
+    shutil.copytree(PROJECTS, tmp_path / "projects")
+    project = tmp_path / "projects" / "demo.toml"
+    project.write_text(re.sub(r"(?m)^(prompts|exact_match) = .*$", "", project.read_text()))
+    command = [
+        *(sys.executable, "-m", "runner", "train", str(project), "--json", "--run-dir", str(tmp_path / "run")),
+        *("max_steps=30", "logging_steps=1"),
+    ]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    kinds = []
+    with first.stdout as out:
+        for line in out:
+            kinds.append(parse_event(line).kind)
+            if kinds[-1] == "metrics_logged" and kinds.count("metrics_logged") == 1:
+                first.send_signal(signal.SIGINT)
+    assert first.wait(60) == 130
+    assert kinds[-1] == "run_interrupted"
+
+    second = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+
+    assert second.returncode == 0
+    events = [parse_event(line) for line in second.stdout.splitlines()]
+    assert [event.resumed_from_step > 0 for event in events if event.kind == "training_started"] == [True]
+    assert events[-1].kind == "run_succeeded"
+    adapter = Path(events[-1].adapter_path)
+    assert adapter == tmp_path / "run" / "adapter"
+    assert (adapter / "adapter_model.safetensors").stat().st_size > 0
