@@ -60,7 +60,7 @@ def _stays_inside(root: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Line = Annotated[str, AfterValidator(_is_a_line)]
+_LINE = AfterValidator(_is_a_line)
 
 
 class DatasetShare(Spec):
@@ -75,7 +75,7 @@ class DatasetShare(Spec):
 class Trait(Spec):
     """Something the adapter should learn, and the data that teaches it."""
 
-    trait_type: Annotated[Line, Field(min_length=1, max_length=60)]
+    trait_type: Annotated[str, Field(min_length=1, max_length=60), _LINE]
     """What is taught, such as `reasoning`; names the group in every report."""
     datasets: Annotated[tuple[DatasetShare, ...], Field(min_length=1, strict=False)]
     """What teaches it, each dataset once."""
@@ -183,13 +183,13 @@ class ProjectSpec(Spec):
 
     name: Annotated[str, AfterValidator(_is_a_name)]
     """What people type after `/qlora start`; equals the file's name without `.toml`."""
-    description: Annotated[Line, Field(max_length=200)] = ""
+    description: Annotated[str, Field(max_length=200), _LINE] = ""
     """One line for `/qlora projects`."""
-    base_model: Annotated[Line, Field(min_length=1, max_length=200)]
+    base_model: Annotated[str, Field(min_length=1, max_length=200), _LINE]
     """A folder under the models root, else a hub id."""
-    revision: Annotated[Line, Field(min_length=1, max_length=200)] | None = None
+    revision: Annotated[str, Field(min_length=1, max_length=200), _LINE] | None = None
     """Branch, tag or commit of the hub repository; None for its default branch."""
-    model_type: Annotated[Line, Field(min_length=1, max_length=60)] | None = None
+    model_type: Annotated[str, Field(min_length=1, max_length=60), _LINE] | None = None
     """transformers' model type, such as `llama`; `config.json` decides when absent."""
     training_type: Literal["qlora"] = "qlora"
     output_directory: Annotated[str, Field(max_length=200), _stays_inside("output root")]
@@ -212,11 +212,11 @@ class ProjectSpec(Spec):
 class DatasetEntry(Spec):
     """One entry of `projects/datasets.toml`."""
 
-    name: Annotated[Line, Field(min_length=1, max_length=60)]
+    name: Annotated[str, Field(min_length=1, max_length=60), _LINE]
     """What reports call it."""
     path: Annotated[str, Field(max_length=200), _stays_inside("projects folder")]
     """JSON-lines file, relative to the projects folder."""
-    description: Annotated[Line, Field(max_length=200)] = ""
+    description: Annotated[str, Field(max_length=200), _LINE] = ""
     """What its rows are."""
 
 

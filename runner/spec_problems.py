@@ -93,7 +93,7 @@ def _explain(error: ErrorDetails, model: type[BaseModel], path: KeyPath, value: 
     if kind in _PLAIN:
         return _PLAIN[kind]
     if kind in {"too_long", "string_too_long"}:
-        what = "entries" if kind == "too_long" else "characters"
+        what = "characters" if isinstance(value, str) else "entries"
         return f"must have at most {context['max_length']} {what}, found {len(cast('Sized', value))}"
     if kind == "value_error" and not isinstance(value, str):
         return str(context["error"])
