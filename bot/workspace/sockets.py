@@ -105,19 +105,12 @@ class SocketHub:
         connection = web.WebSocketResponse()
         await connection.prepare(request)
         self._open.append(connection)
-        await connection.send_json(
-            {
-                "type": "hello",
-                "num_connections": len(self._open),
-                "debug_info": {"host": "local", "approximate_connection_time": 18060},
-                "connection_info": {"app_id": APP_ID},
-            }
-        )
-        self._receiving.append(connection)
-        self._connected.set()
-        self._end_refreshed()
-        await self._send_waiting()
         try:
+            await connection.send_json(self._hello())
+            self._receiving.append(connection)
+            self._connected.set()
+            self._end_refreshed()
+            await self._send_waiting()
             async for message in connection:
                 if message.type is WSMsgType.TEXT:
                     self._receive(message.json())
@@ -156,14 +149,9 @@ class SocketHub:
         ended = list(self._open)
         for connection in ended:
             self._retire(connection)
-            if kind in ("refresh", "warning"):
-                reason = "refresh_requested" if kind == "refresh" else "warning"
-                await connection.send_json({"type": "disconnect", "reason": reason, "debug_info": {"host": "local"}})
-                self._refreshed.append(connection)
-            elif kind == "close":
-                await connection.close(code=1001, message=b"going away")
-            else:
-                _reset(connection)
+            # One that breaks at this very moment has ended too.
+            with contextlib.suppress(ConnectionError):
+                await self._end(connection, kind)
         return len(ended)
 
     async def close(self) -> None:
@@ -177,6 +165,14 @@ class SocketHub:
             await connection.close(code=1001, message=b"going away")
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _hello(self) -> dict[str, Any]:
+        return {
+            "type": "hello",
+            "num_connections": len(self._open),
+            "debug_info": {"host": "local", "approximate_connection_time": 18060},
+            "connection_info": {"app_id": APP_ID},
+        }
 
     async def _publish(self, payload: dict[str, Any]) -> None:
         for attempt in range(EVENT_RETRIES + 1):
@@ -206,6 +202,16 @@ class SocketHub:
                 # A connection that has just broken retires itself and hands its envelopes back.
                 with contextlib.suppress(ConnectionError):
                     await connection.send_json(envelope.body())
+
+    async def _end(self, connection: web.WebSocketResponse, kind: DisconnectKind) -> None:
+        if kind == "reset":
+            _reset(connection)
+        elif kind == "close":
+            await connection.close(code=1001, message=b"going away")
+        else:
+            reason = "refresh_requested" if kind == "refresh" else "warning"
+            self._refreshed.append(connection)
+            await connection.send_json({"type": "disconnect", "reason": reason, "debug_info": {"host": "local"}})
 
     def _end_refreshed(self) -> None:
         """Half-close what was told to go, now that there is a successor: late acknowledgements still come in.
