@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,12 +48,22 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     )
     # Before, not after: whatever drew random numbers so far must not move the adapter's start.
     set_seed(seed)
-    with warnings.catch_warnings():
-        # PEFT 0.21 asks by the old name; nothing that a user could change.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    with without_peft_noise(model):
         wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)  # noqa: S101  # a mixed model comes only when asked for
     return wrapped
+
+
+@contextmanager
+def without_peft_noise(model: PreTrainedModel) -> Iterator[None]:
+    """Silence warnings that wrapping a model gives on the supported stacks and that nobody could act on."""
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5 by an older name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        if not model.config.get_text_config().tie_word_embeddings:
+            # PEFT 0.18 goes by what the class could tie, whatever the config says.
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
+        yield
 
 
 def keep_full_precision(model: PeftModel) -> None:

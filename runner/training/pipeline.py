@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from runner.errors import DiskFullError, MemoryExhaustedError
 from runner.events import (
     AdapterSaved,
     ChildEvent,
@@ -175,19 +178,23 @@ def _train(
             ],
         )
         training_started = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+        with _explained_failures():
+            trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
         train_s = time.monotonic() - training_started
         stop.raise_if_set()
 
         verifying.start()
         emit(PhaseStarted(phase=Phase.EVALUATION))
+        # The trainer has wrapped the forward pass in autocast, which nobody who loads the adapter will have.
+        model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         settle_precision(model)
         after = evaluate(model, tokenizer, questions, when="after", stop=stop)
         emit(after)
 
         emit(PhaseStarted(phase=Phase.SAVING))
-        store_probe(model, mix.input_ids, run_dir / PROBE)
-        size_bytes = save_adapter(model, tokenizer, run_dir / ADAPTER)
+        with _explained_failures():
+            store_probe(model, mix.input_ids, run_dir / PROBE)
+            size_bytes = save_adapter(model, tokenizer, run_dir / ADAPTER)
         emit(AdapterSaved(path=str(run_dir / ADAPTER), size_bytes=size_bytes))
         receipt = loaded.receipt.model_copy(update={"guard_interceptions": loaded.guard.interceptions})
         _write_receipt(run_dir, receipt)
@@ -216,6 +223,28 @@ def _earlier_baseline(run_dir: Path) -> Evaluated | None:
                 if isinstance(event, Evaluated) and event.when == "before":
                     return event
     return None
+
+
+@contextmanager
+def _explained_failures() -> Iterator[None]:
+    """Give the two failures that a host brings about the words of a person."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MemoryExhaustedError(
+            "The device ran out of memory while training.",
+            hint=(
+                "Halve training.per_device_train_batch_size and double gradient_accumulation_steps, set "
+                "gradient_checkpointing = true, or lower max_length."
+            ),
+        ) from error
+    except Exception as error:
+        # safetensors raises an error of its own, with the system's words in it.
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            raise DiskFullError(
+                "The disk is full where the run directory lies.", hint="Free some space, then start the job again."
+            ) from error
+        raise
 
 
 def _free_memory() -> None:

@@ -11,7 +11,8 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from runner.errors import AdapterError, QLoRAError
 from runner.events import AdapterVerified, LoadReceipt
 from runner.redaction import redact
 from runner.spec import RunSpec
+from runner.training.lora import without_peft_noise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,9 +38,10 @@ POSITIONS = 8
 TOLERANCE = 0.02
 """Largest accepted difference, as a share of the largest logit.
 
-On one machine both processes do the same arithmetic and differ by 0. On a GPU, another algorithm for a matrix product
-rounds differently: bfloat16 keeps 8 bits, 0.4 % a rounding, and a handful of them add up. An adapter with a tensor
-missing or exchanged differs by as much as the base model does, which the second condition of `compare` catches.
+On a CPU both processes do the same arithmetic and differ by 0. On a GPU another algorithm may be chosen for a matrix
+product and round differently: bfloat16 keeps 8 bits, 0.4 % a rounding, and a handful of them add up. An adapter that
+was lost or exchanged differs by about as much as the base model does, which the second condition of `compare` catches
+where training has moved the logits by less than this.
 """
 
 
@@ -65,11 +68,29 @@ def probe_logits(model: Any, input_ids: Tensor) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _one_precision(model):
             logits = model(input_ids=input_ids.to(model.device)).logits
     finally:
         model.train(was_training)
     return logits[:, -POSITIONS:].float().cpu().contiguous()  # type: ignore[no-any-return]  # any model's output
+
+
+@contextmanager
+def _one_precision(model: Any) -> Iterator[None]:
+    """Let 4-bit layers compute in float32.
+
+    bitsandbytes lets each layer compute in the precision of the first input that it ever saw, which autocast decides
+    in a training process and nobody in a fresh one; the two would differ by rounding for no fault of the adapter.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "compute_type_is_set")]
+    before = [(layer.compute_dtype, layer.compute_type_is_set) for layer in layers]
+    for layer in layers:
+        layer.compute_dtype, layer.compute_type_is_set = torch.float32, True
+    try:
+        yield
+    finally:
+        for layer, (dtype, is_set) in zip(layers, before, strict=True):
+            layer.compute_dtype, layer.compute_type_is_set = dtype, is_set
 
 
 def compare(trained: Tensor, reloaded: Tensor, base: Tensor) -> tuple[float, float]:
@@ -126,7 +147,7 @@ def verify(run_dir: Path, models_root: Path) -> AdapterVerified:
     model = load_on_rung(spec, receipt.rung, models_root=models_root)
     base = probe_logits(model, probe["input_ids"])
     try:
-        with warnings.catch_warnings():
+        with without_peft_noise(model), warnings.catch_warnings():
             # A tensor that is not in the file would silently keep its random start.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             with_adapter = PeftModel.from_pretrained(model, str(run_dir / "adapter"))
