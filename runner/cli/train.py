@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import secrets
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace, spawn: Spawn | None = None) -> int:
     console = Console(file=sys.stdout)
     with TerminalStory(console) as story:
         end = _train(run_directory, spawn, story.show)
-        story.say(_last_line(end, run_directory, arguments.project))
+        story.say(_last_line(end, run_directory, [arguments.project, *arguments.overrides]))
     return _status(end)
 
 
@@ -117,11 +118,13 @@ def _status(end: RunEnd) -> int:
             return STOPPED
 
 
-def _last_line(end: RunEnd, run_directory: RunDirectory, project: str) -> str:
+def _last_line(end: RunEnd, run_directory: RunDirectory, words: list[str]) -> str:
     match end:
         case RunSucceeded():
             return f"Adapter: {end.adapter_path}"
         case RunFailed():
             return f"Log: {run_directory.log_path}"
         case RunInterrupted():
-            return f"Go on with: python -m runner train {project} --run-dir {run_directory.job_dir}"
+            # With the same overrides: a checkpoint of other settings is not gone on from.
+            words = ["python", "-m", "runner", "train", *words, "--run-dir", str(run_directory.job_dir)]
+            return f"Go on with: {shlex.join(words)}"
