@@ -331,3 +331,21 @@ def test_the_workspace_takes_no_more_than_ten_connections(
     assert error_of(client.apps_connections_open, app_token=workspace.app_token) == "too_many_websockets"
     for connection in connections:
         connection.close()
+
+
+# --- modals ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_can_open_a_modal(workspace: LocalWorkspace, app: App, connect: Connect) -> None:
+    opened: list[str] = []
+
+    @app.command("/qlora")
+    def start(ack: Any, client: WebClient, command: dict[str, Any]) -> None:
+        blocks = [{"type": "section", "text": {"type": "mrkdwn", "text": "Which project?"}}]
+        view = {"type": "modal", "title": {"type": "plain_text", "text": "Start"}, "blocks": blocks}
+        opened.append(client.views_open(trigger_id=command["trigger_id"], view=view)["view"]["type"])
+        ack("opened")
+
+    connect(app)
+    assert texts(workspace.client.command("/qlora start")) == ["opened"]
+    assert opened == ["modal"]
