@@ -17,7 +17,7 @@ from runner.events import Record, Rung
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
-Names = Annotated[tuple[str, ...], Field(strict=False)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 """TOML knows arrays only; they become tuples so that a spec stays immutable."""
 
 
@@ -118,7 +118,7 @@ class Lora(Spec):
     """Scale numerator: the update is multiplied by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | Names = "all-linear"
-    """`all-linear`, or names of modules."""
+    """`all-linear`, a list of module names, or a pattern that whole names match."""
     modules_to_save: Names = ()
     """Modules trained and saved whole beside the adapter, such as `lm_head`."""
     use_rslora: bool = False

@@ -81,7 +81,7 @@ def _place(raw: object, location: tuple[int | str, ...]) -> tuple[KeyPath, objec
             raw = raw[part]
         elif isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw):
             path, raw = (*path, part), raw[part]
-        else:
+        elif not (isinstance(raw, list) and isinstance(part, str)):
             break
     return path, raw
 
@@ -134,4 +134,7 @@ def find_problems(
             # The branches of a union fail one by one; to the reader it is one finding.
             message = f"{found[path].message.split(', found')[0]} or {_KINDS[details['type']]}, found {_shown(value)}"
         found[path] = Problem(message, file=file, line=line_of(lines, path), path=dotted(path) or None)
-    return sorted(found.values(), key=lambda problem: problem.line or 0)
+    # A finding about an entry says more than one about the list that holds it.
+    holders = {path[:length] for path in found for length in range(len(path))}
+    problems = [problem for path, problem in found.items() if path not in holders]
+    return sorted(problems, key=lambda problem: problem.line or 0)

@@ -327,6 +327,14 @@ def test_a_value_that_may_be_of_two_kinds_is_one_problem(problems: Problems) -> 
     ]
 
 
+def test_an_entry_of_a_list_is_shown_at_its_own_line(problems: Problems) -> None:
+    change = '[lora]\nmodules_to_save = [\n    "lm_head",\n    "",  # a slip\n]\ntarget_modules = ["q_proj", 5]'
+    assert problems(("[training]\nmax_steps = 5", change)) == [
+        "good.toml:14: lora.modules_to_save[1]: must not be empty",
+        "good.toml:16: lora.target_modules[1]: must be text in quotes, found 5",
+    ]
+
+
 @pytest.mark.parametrize("name", ["traits", "training", "evaluation", "lora"])
 @pytest.mark.parametrize("value", ["5", '"x"', "[1]", "[[[]]]", "{ x = 1 }", '[{ datasets = 3 }, "x"]'])
 def test_a_table_of_the_wrong_kind_is_a_problem_and_not_a_crash(folder: Path, name: str, value: str) -> None:

@@ -56,6 +56,7 @@ def test_a_spec_cannot_be_changed_and_can_be_a_key() -> None:
         {"training": {"seed": 2**32}},
         {"lora": {"r": 0}},
         {"lora": {"rank": 8}},
+        {"lora": {"modules_to_save": [""]}},
         {"quantization": {"ladder": []}},
         {"quantization": {"ladder": ["4bit", "4bit"]}},
         {"evaluation": {"prompts": ["x"] * 21}},
