@@ -42,7 +42,7 @@ _LOG_TAIL_CHARACTERS = 1000
 
 RunEnd = RunSucceeded | RunFailed | RunInterrupted
 """How a child ended: its own last event, or a `RunFailed` that we had to write for it."""
-_EXIT_STATUS_OF: dict[type[RunEnd], tuple[int, ...]] = {RunSucceeded: (0,), RunFailed: (1,), RunInterrupted: (3,)}
+_EXIT_STATUS_OF: dict[type[RunEnd], int] = {RunSucceeded: 0, RunFailed: 1, RunInterrupted: 3}
 Spawn = Callable[[Path], "Child"]
 """Starts the child of a run directory; tests put a small script in the training's place."""
 
@@ -82,12 +82,12 @@ class Child:
         command: What to run; finds its event pipe on descriptor `EVENTS_FD`.
         run_dir: Standard output and error go to `train.log` in it.
         environ: The child's whole environment.
-        exit_grace_s: Seconds between its last event and its exit, after which it is killed: interpreters with native
-            threads sometimes hang at their very end.
+        exit_grace_s: Seconds between its last event and its exit, after which it is killed: there is nothing left for
+            it to do, and interpreters full of native libraries take seconds to come down, or hang.
     """
 
     def __init__(
-        self, command: Sequence[str], run_dir: Path, *, environ: Mapping[str, str], exit_grace_s: float = 10.0
+        self, command: Sequence[str], run_dir: Path, *, environ: Mapping[str, str], exit_grace_s: float = 2.0
     ) -> None:
         self.log_path = run_dir / "train.log"
         self.refused_lines: deque[str] = deque(maxlen=20)
@@ -147,7 +147,7 @@ class Child:
             if self._last is not None:
                 exit_deadline = min(exit_deadline, time.monotonic() + self._exit_grace_s)
                 if time.monotonic() > exit_deadline:
-                    logger.warning("Child %d did not exit after its last event; killing it.", self.pid)
+                    logger.info("Child %d did not exit after its last event; killing it.", self.pid)
                     self.kill()
             if (
                 ready
@@ -180,7 +180,7 @@ class Child:
         """How the child ended, once `events` is exhausted."""
         status = self._process.wait()
         if self._last is not None:
-            if status not in _EXIT_STATUS_OF[type(self._last)]:
+            if not self._killed and status != _EXIT_STATUS_OF[type(self._last)]:
                 logger.warning("Child %d ended with %s after %s.", self.pid, _death(status), self._last.kind)
             return self._last
         if self._asked_to_stop or status == -signal.SIGTERM:

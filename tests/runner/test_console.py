@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from runner.console import TerminalStory, describe_event, duration_text, printable
+from runner.events import (
+    ChildEvent,
+    DataMixed,
+    Evaluated,
+    ExactMatch,
+    FailedRung,
+    LoadReceipt,
+    MetricsLogged,
+    ModelLoaded,
+    Phase,
+    PhaseStarted,
+    RungFailed,
+    RunInterrupted,
+    RunSucceeded,
+    RunSummary,
+    Sample,
+    ShareReport,
+    TrainingStarted,
+)
+
+FAILED = FailedRung(rung="4bit", error_class="RuntimeError", reason="RuntimeError: no kernel")
+RECEIPT = LoadReceipt(
+    rung="8bit",
+    rung_asked="4bit",
+    failed=(FAILED,),
+    linear_modules=29,
+    quantized_modules=28,
+    total_parameters=4000,
+    quantized_parameters=3000,
+    model_bytes=2_400_000,
+    compute_dtype="bfloat16",
+    device="cpu",
+    load_s=1.24,
+    probe_loss=7.0,
+    probe_grad_norm=0.5,
+    config_class="LlamaConfig",
+)
+METRICS = MetricsLogged(
+    step=30, total_steps=180, epoch=1.5, loss=2.3456, learning_rate=1e-3, tokens_per_s=1234.5, eta_s=250.2
+)
+STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_parameters=409600)
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (PhaseStarted(phase=Phase.MODEL), []),
+        (
+            RungFailed(failed=FAILED, next_rung="8bit"),
+            ["⚠️ 4-bit quantization failed with RuntimeError: no kernel, trying 8-bit quantization..."],
+        ),
+        (
+            ModelLoaded(receipt=RECEIPT),
+            [
+                "✅ Model loaded with 8-bit quantization, config protected",
+                "  28 of 29 linear modules quantized, 2.4 MB, bfloat16 on cpu, 1.2 s",
+            ],
+        ),
+        (
+            DataMixed(
+                shares=(
+                    ShareReport(
+                        trait_type="arithmetic",
+                        dataset_id=1,
+                        dataset_name="sums",
+                        percentage=50,
+                        rows_available=100,
+                        rows_used=50,
+                        trained_tokens=150,
+                    ),
+                ),
+                rows=50,
+                longest_tokens=26,
+                truncated_rows=2,
+                dropped_rows=1,
+            ),
+            [
+                "Data: 50 rows, the longest of 26 tokens",
+                "  arithmetic / sums: 50 of 100 rows (50 %)",
+                "  2 rows cut at max_length",
+                "  1 rows left out: max_length leaves nothing of their answer",
+            ],
+        ),
+        (STARTED, ["Training: 180 steps, 409,600 trainable parameters, going on from step 20"]),
+        (METRICS, ["  step 30/180  loss 2.346  1,234 tokens/s  4 min 10 s left"]),
+        (
+            Evaluated(
+                when="after",
+                samples=(Sample(prompt="What is 3 + 4?", completion="7"),),
+                exact_match=(ExactMatch(dataset_id=1, dataset_name="sums", correct=99, total=100),),
+            ),
+            [
+                "Answers after training:",
+                "  'What is 3 + 4?' → '7'",
+                "Exact match after training: sums: 99 of 100 (99 %)",
+            ],
+        ),
+        (RunInterrupted(step=0, checkpoint=None), ["Stopped at step 0, without a checkpoint"]),
+        (
+            RunSucceeded(
+                summary=RunSummary(
+                    rung="4bit",
+                    steps=180,
+                    loss_first=7.041,
+                    loss_last=0.0123,
+                    train_s=20,
+                    duration_s=41.6,
+                    guard_interceptions=0,
+                ),
+                adapter_path="/x",
+            ),
+            ["✅ 180 steps in 42 s, loss 7.04 → 0.0123"],
+        ),
+    ],
+)
+def test_an_event_reads_as(event: ChildEvent, expected: list[str]) -> None:
+    assert describe_event(event) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (250, "4 min 10 s"), (7500, "2 h 5 min")]
+)
+def test_durations_read_as_people_say_them(seconds: float, expected: str) -> None:
+    assert duration_text(seconds) == expected
+
+
+def test_control_characters_lose_their_power() -> None:
+    assert printable("a\x1b[2Jb\rc→✅") == "a�[2Jb�c→✅"
+
+
+def test_on_a_terminal_progress_is_a_bar() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with TerminalStory(console) as story:
+        story.show(STARTED)
+        story.show(METRICS)
+        story._progress.refresh()
+
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "30/180" in text
+    assert "tokens/s" not in text
