@@ -11,7 +11,6 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.events import Rung
 from runner.spec import RunSpec
@@ -29,11 +28,11 @@ class Checkpoint:
     step: int
     """Optimizer steps done."""
 
-    def log_history(self) -> list[dict[str, Any]]:
-        """What the trainer had logged so far, one record a logging step."""
+    @property
+    def is_last(self) -> bool:
+        """Whether all steps of the run were done when it was written."""
         state = json.loads((self.path / "trainer_state.json").read_text(encoding="utf-8"))
-        history: list[dict[str, Any]] = state["log_history"]
-        return history
+        return bool(state["global_step"] >= state["max_steps"])
 
 
 def fingerprint_of(spec: RunSpec, mix: Mix, rung: Rung) -> str:

@@ -179,7 +179,7 @@ def _train(
         )
         training_started = time.monotonic()
         with _explained_failures():
-            trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+            trainer.train_from(resume)
         train_s = time.monotonic() - training_started
         stop.raise_if_set()
 

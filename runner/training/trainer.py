@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from datasets import Dataset
 from packaging.version import Version
-from transformers import PrinterCallback, TrainerCallback
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from runner.events import Resolved
 from runner.spec import RunSpec, Training
+from runner.training.checkpoints import Checkpoint
 from runner.training.data import Mix
 from runner.training.lora import keep_full_precision
 
@@ -32,6 +34,21 @@ class AdapterTrainer(SFTTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write nothing; TRL would write a card at every checkpoint."""
+
+    def train_from(self, checkpoint: Checkpoint | None) -> None:
+        """Train to the end, from the start or from where a checkpoint stands.
+
+        Args:
+            checkpoint: A complete one of the same job; all its steps may be done already.
+        """
+        if checkpoint is None or not checkpoint.is_last:
+            self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            return
+        # The trainer looks whether it is done only after a step, so it would train one too many.
+        weights = load_peft_weights(str(checkpoint.path), device=str(self.model.device))
+        set_peft_model_state_dict(self.model, weights)
+        self.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
 
 
 def build_trainer(

@@ -1,0 +1,185 @@
+"""The child process as its parent sees it: events, files, exit statuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.errors import DatasetError
+from runner.events import CheckpointSaved, Evaluated, PhaseStarted, RunFailed, RunInterrupted, RunSucceeded, parse_event
+from runner.spec import RunSpec
+from runner.training.__main__ import EventWriter, failure_of
+from runner.training.stopping import StopSwitch
+
+pytestmark = pytest.mark.timeout(180)
+
+ORDER = [
+    "versions_reported",
+    "tokenizer_loaded",
+    "config_loaded",
+    "model_loaded",
+    "data_mixed",
+    "evaluated",
+    "training_started",
+    *["metrics_logged"] * 3,
+    "checkpoint_saved",
+    *["metrics_logged"] * 3,
+    "checkpoint_saved",
+    "evaluated",
+    "adapter_saved",
+    "adapter_verified",
+    "run_succeeded",
+]
+
+
+def test_a_good_run_tells_its_story_in_order_and_exits_0(finished_child: Any) -> None:
+    assert finished_child.status == 0, finished_child.log
+    kinds = [event.kind for event in finished_child.events]
+    assert [kind for kind in kinds if kind != "phase_started"] == ORDER
+    assert [event.phase for event in finished_child.events if isinstance(event, PhaseStarted)] == [
+        "versions", "tokenizer", "config", "model", "data", "baseline", "training", "evaluation", "saving", "verifying",
+    ]  # fmt: skip
+
+
+def test_the_run_directory_keeps_the_same_events(finished_child: Any) -> None:
+    lines = (finished_child.run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines()
+
+    assert [parse_event(line) for line in lines] == finished_child.events
+
+
+def test_the_summary_is_what_was_logged(finished_child: Any) -> None:
+    end = finished_child.events[-1]
+    losses = [event.loss for event in finished_child.events if event.kind == "metrics_logged"]
+
+    assert isinstance(end, RunSucceeded)
+    assert (end.summary.loss_first, end.summary.loss_last) == (losses[0], losses[-1])
+    assert (end.summary.rung, end.summary.steps, end.summary.guard_interceptions) == ("4bit", 6, 0)
+    assert end.summary.train_s < end.summary.duration_s
+
+
+def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any, child_spec: RunSpec) -> None:
+    adapter = Path(finished_child.events[-1].adapter_path)
+    manifest = json.loads((adapter / "manifest.json").read_text(encoding="utf-8"))
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {p.name for p in adapter.iterdir()}
+    assert RunSpec.model_validate(manifest["spec"]) == child_spec
+    assert manifest["rung"] == manifest["receipt"]["rung"] == "4bit"
+    assert manifest["versions"].keys() >= {"torch", "transformers", "peft", "bitsandbytes", "trl"}
+    assert [(share["rows_used"], len(share["sha256"])) for share in manifest["data"]] == [(20, 64)]
+    assert manifest["verified"]["max_difference"] < manifest["verified"]["base_difference"]
+    assert "trained with 4-bit quantization (28 of 29 linear modules quantized" in card
+    assert "## Answers right to the letter" in card
+
+
+def test_the_loss_curve_is_drawn(finished_child: Any) -> None:
+    assert (finished_child.run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_samples_before_and_after_answer_the_same_prompts(finished_child: Any) -> None:
+    before, after = [event for event in finished_child.events if isinstance(event, Evaluated)]
+
+    assert (before.when, after.when) == ("before", "after")
+    assert [sample.prompt for sample in before.samples] == [sample.prompt for sample in after.samples]
+    assert [sample.completion for sample in before.samples] != [sample.completion for sample in after.samples]
+    assert before.exact_match[0].total == after.exact_match[0].total == 20
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_3(
+    start_child: Callable[..., subprocess.Popen[str]], child_spec: RunSpec, tmp_path: Path
+) -> None:
+    training = child_spec.project.training.model_copy(update={"max_steps": 5000, "save_steps": 5000})
+    spec = child_spec.model_copy(update={"project": child_spec.project.model_copy(update={"training": training})})
+
+    child = start_child(spec, tmp_path / "attempt-1")
+    events = []
+    assert child.stdout is not None
+    for line in child.stdout:
+        events.append(parse_event(line))
+        if events[-1].kind == "metrics_logged":
+            # Asking twice is asking once.
+            child.send_signal(signal.SIGTERM)
+    status = child.wait()
+
+    assert status == 3
+    end = events[-1]
+    assert isinstance(end, RunInterrupted)
+    assert isinstance(events[-2], CheckpointSaved)
+    assert (end.step, end.checkpoint) == (events[-2].step, events[-2].path)
+    assert (Path(events[-2].path) / "complete").is_file()
+
+
+def test_a_missing_model_ends_as_run_failed_with_code_and_hint_and_exits_1(
+    start_child: Callable[..., subprocess.Popen[str]], child_spec: RunSpec, tmp_path: Path
+) -> None:
+    spec = child_spec.model_copy(update={"project": child_spec.project.model_copy(update={"base_model": "nowhere"})})
+
+    child = start_child(spec, tmp_path / "attempt-1")
+    output, log = child.communicate()
+
+    assert child.returncode == 1
+    end = parse_event(output.splitlines()[-1])
+    assert isinstance(end, RunFailed)
+    assert end.code in {"model-not-found", "model-offline"}
+    assert end.hint
+    assert "Traceback" in log
+
+
+def test_an_unreadable_specification_is_reported_like_any_failure(
+    start_child: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    child = start_child(None, tmp_path / "attempt-1")
+    output, _ = child.communicate()
+
+    assert child.returncode == 1
+    end = parse_event(output)
+    assert isinstance(end, RunFailed)
+    assert end.code == "internal"
+    assert "spec.json" in end.message
+
+
+def test_a_known_error_keeps_its_code_and_hint() -> None:
+    failed = failure_of(DatasetError("row 3 is broken", hint="Mend it."))
+
+    assert (failed.code, failed.message, failed.hint) == ("dataset", "row 3 is broken", "Mend it.")
+
+
+def test_an_unknown_error_shows_its_first_line_without_tokens() -> None:
+    failed = failure_of(RuntimeError("refused hf_localtesttoken\nsecond line"))
+
+    assert (failed.code, failed.message) == ("internal", "RuntimeError: refused [redacted]")
+    assert failed.hint is not None
+    assert "train.log" in failed.hint
+
+
+def test_a_parent_that_went_away_stops_the_run_and_the_file_goes_on(tmp_path: Path) -> None:
+    stop = StopSwitch()
+    read_end, write_end = os.pipe()
+    with (tmp_path / "events.jsonl").open("w") as log, os.fdopen(write_end, "w") as pipe:
+        writer = EventWriter(log, pipe, stop)
+        writer.emit(PhaseStarted(phase="data"))
+        assert not stop.is_set
+        os.close(read_end)
+
+        writer.emit(PhaseStarted(phase="baseline"))
+        writer.emit(PhaseStarted(phase="training"))
+
+        assert stop.is_set
+        # Nothing may be left in the buffer of a pipe that nobody reads: closing it would fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write_end)
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 3
+
+
+def test_naming_the_package_loads_no_torch_and_no_queue() -> None:
+    code = "import sys, runner.training, runner.training.__main__; print(*sys.modules)"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert "runner.training" in loaded
+    assert not {"torch", "transformers", "redis", "dramatiq", "slack_sdk"} & set(loaded)
