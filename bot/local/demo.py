@@ -110,23 +110,24 @@ def _follow(workspace: WorkspaceClient, store: Store, parts: list[Part]) -> JobR
 
 
 class News:
-    """Prints messages as they come, and of an edited one what it has become."""
+    """Prints messages as they come, and of an edited one what it has become in one line."""
 
     def __init__(self) -> None:
         self._shown: dict[str, str] = {}
         self._told: dict[str, int] = {}
 
     def show(self, message: Message) -> None:
-        """Print a new message whole, and an edited one where its text has changed."""
+        """Print a new message whole, and an edited one where what it says has changed."""
         payload = (message.metadata or {}).get("event_payload") or {}
         if message.job_id and isinstance(payload.get("seq"), int):
             self._told[message.job_id] = max(self._told.get(message.job_id, 0), payload["seq"])
         before, text = self._shown.get(message.ts), render_message(message)
         self._shown[message.ts] = text
-        # The root message is edited at every phase; its milestones are replies and are printed anyway.
-        if before == text or (before is not None and message.is_root):
-            return
-        print(text, end="\n\n" if before is None else "\n", flush=True)
+        if before is None:
+            print(text, end="\n\n", flush=True)
+        elif before != text and not message.is_root:
+            # The root message is edited at every phase, but its milestones are replies and are printed anyway.
+            print("  ↻ " + " · ".join(line.strip() for line in text.splitlines()[1:]), flush=True)
 
     def told(self, job_id: str) -> int:
         """Number of the job's last event that stands in its thread, 0 while none does."""

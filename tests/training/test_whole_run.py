@@ -1,0 +1,116 @@
+"""Whole runs of the pipeline on models that make trouble: what is promised about them holds to the verified adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from runner.events import ChildEvent, ModelLoaded, RungFailed, RunSucceeded, TokenizerLoaded
+from runner.spec import RunSpec
+from runner.training.pipeline import train
+
+MakeSpec = Callable[..., RunSpec]
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(300)]
+
+A_FEW_STEPS = {"max_steps": 2, "max_length": 64, "logging_steps": 1, "per_device_train_batch_size": 4}
+
+
+def run(spec: RunSpec, models_root: Path, folder: Path) -> tuple[list[ChildEvent], RunSucceeded]:
+    events: list[ChildEvent] = []
+    end = train(spec, folder / "run" / "attempt-1", events.append, models_root=models_root, projects_dir=folder / "p")
+    assert isinstance(end, RunSucceeded)
+    return events, end
+
+
+@pytest.fixture
+def processes_know_the_stubborn_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here / 'startup'}{os.pathsep}{here}")
+
+
+@pytest.mark.usefixtures("processes_know_the_stubborn_models")
+@pytest.mark.parametrize(
+    ("model", "rung", "announcements"),
+    [
+        ("shape-reader", "8bit", ["⚠️ 4-bit quantization failed with "]),
+        (
+            "value-reader",
+            "none",
+            ["⚠️ 4-bit quantization failed with ", "⚠️ 8-bit quantization also failed, trying without quantization..."],
+        ),
+    ],
+)
+def test_a_model_that_a_rung_does_not_bear_trains_on_a_lower_one_to_a_verified_adapter(  # noqa: PLR0917 - fixtures
+    model: str,
+    rung: str,
+    announcements: list[str],
+    make_spec: MakeSpec,
+    addition: list[dict[str, Any]],
+    stubborn_root: Path,
+    tmp_path: Path,
+) -> None:
+    spec = make_spec(tmp_path / "p", addition[:8], base_model=model, model_type=model, training=A_FEW_STEPS)
+
+    events, end = run(spec, stubborn_root, tmp_path)
+
+    said = [event.announcement for event in events if isinstance(event, RungFailed)]
+    assert len(said) == len(announcements)
+    assert all(sentence.startswith(words) for sentence, words in zip(said, announcements, strict=True))
+    assert all(event.failed.reason in event.announcement for event in events if isinstance(event, RungFailed))
+    assert end.summary.rung == rung
+
+
+def write_large_llama(folder: Path) -> None:
+    """A local Llama of 100 001 vocabulary entries, as transformers 4.57.2 would have saved it."""
+    vocabulary = {f"w{number}": number for number in range(99_998)} | {"<s>": 99_998, "</s>": 99_999, "<unk>": 100_000}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        bos_token_id=99_998,
+        eos_token_id=99_999,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    saved = json.loads((folder / "config.json").read_text()) | {"transformers_version": "4.57.2"}
+    (folder / "config.json").write_text(json.dumps(saved))
+
+
+def test_a_local_llama_of_more_than_100_000_entries_trains_in_4_bit_to_the_end(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    write_large_llama(tmp_path / "models" / "large")
+    rows = [{"prompt": f"w{number} w{number + 1} ", "completion": f"w{number + 2}"} for number in range(8)]
+    spec = make_spec(tmp_path / "p", rows, base_model="large", training=A_FEW_STEPS)
+    if version("transformers") == "4.57.2":
+        with pytest.raises(AttributeError, match="'dict' object has no attribute 'model_type'"):
+            AutoTokenizer.from_pretrained(tmp_path / "models" / "large")
+
+    events, end = run(spec, tmp_path / "models", tmp_path)
+
+    (tokenizer,) = [event for event in events if isinstance(event, TokenizerLoaded)]
+    (loaded,) = [event for event in events if isinstance(event, ModelLoaded)]
+    assert (tokenizer.workaround is not None) == (version("transformers") == "4.57.2")
+    assert loaded.receipt.quantized_modules > 0
+    assert end.summary.rung == "4bit"
