@@ -62,15 +62,6 @@ def _wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 40.
 
 
 @pytest.fixture
-def state_dir(workspace: LocalWorkspace, tmp_path: Path) -> Path:
-    folder = tmp_path / "state"
-    folder.mkdir()
-    access = {"api_url": workspace.api_url, "bot_token": workspace.bot_token, "app_token": workspace.app_token}
-    (folder / "workspace.json").write_text(json.dumps(access))
-    return folder
-
-
-@pytest.fixture
 def finished_job(
     workspace: LocalWorkspace,
     store: Store,
@@ -90,11 +81,14 @@ def finished_job(
 
 
 def test_the_bot_answers_within_its_memory_and_stops_cleanly(
-    workspace: LocalWorkspace, store: Store, valkey_url: str, state_dir: Path, tmp_path: Path
+    workspace: LocalWorkspace, store: Store, valkey_url: str, tmp_path: Path
 ) -> None:
     assert store.jobs() == []
-    environment = {"REDIS_URL": valkey_url, "QLORA_STATE_DIR": str(state_dir), "QLORA_PROJECTS_DIR": str(tmp_path)}
+    access = {"api_url": workspace.api_url, "bot_token": workspace.bot_token, "app_token": workspace.app_token}
+    environment = {"REDIS_URL": valkey_url, "QLORA_STATE_DIR": str(tmp_path), "QLORA_PROJECTS_DIR": str(tmp_path)}
     with _process("-m", "bot", **environment) as process:
+        # The workspace comes up after the bot, as it may on a machine that starts all parts at once.
+        (tmp_path / "workspace.json").write_text(json.dumps(access))
         workspace.client.wait_connected()
         for line in ("status", "jobs", "projects", "versions", "help", "strat demo"):
             answer = workspace.client.command(f"/qlora {line}", wait_s=20.0)
@@ -108,7 +102,7 @@ def test_the_bot_answers_within_its_memory_and_stops_cleanly(
         assert workspace.app_token not in output
 
 
-@pytest.mark.parametrize(("kind", "at"), [("delayed", 0), ("delayed", 4), ("dropped_reply", 7)])
+@pytest.mark.parametrize(("kind", "at"), [("delayed", 0), ("dropped_reply", 7)])
 def test_a_bot_killed_in_the_middle_of_a_post_loses_and_doubles_nothing(  # noqa: PLR0917 - pytest passes by name
     kind: str,
     at: int,
