@@ -73,31 +73,27 @@ class BaseModel:
             raise ConfigError(f"{path} holds no JSON object.", hint="Fetch the model's files again.")
         return values
 
-    def check_weights(self) -> int:
+    def read_weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Read the header of every weight file, so that a missing or cut file is named before anything is loaded.
 
         Returns:
-            Stored elements of all tensors; a 4-bit checkpoint packs two logical ones into each.
+            Tensor name to shape, as stored: a 4-bit checkpoint packs two elements into one.
 
         Raises:
             ModelFilesError: A file is missing, cut or damaged, or there is none in the safetensors format.
         """
-        elements = 0
+        shapes: dict[str, tuple[int, ...]] = {}
         for path in self._weight_files():
             try:
                 with safe_open(path, framework="pt") as tensors:
-                    for key in tensors.keys():  # noqa: SIM118  (the handle is no mapping)
-                        shape = tensors.get_slice(key).get_shape()
-                        count = 1
-                        for width in shape:
-                            count *= width
-                        elements += count
+                    names = list(tensors.keys())
+                    shapes.update((name, tuple(tensors.get_slice(name).get_shape())) for name in names)
             except (SafetensorError, OSError) as error:
                 raise ModelFilesError(
                     f"The weight file {path} is incomplete or damaged: {error}.",
                     hint="Delete it and fetch it again; a copy that was interrupted looks like this.",
                 ) from error
-        return elements
+        return shapes
 
     def _weight_files(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"

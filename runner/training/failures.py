@@ -32,7 +32,13 @@ _OUT_OF_MEMORY = (
     # accelerate's way of saying that the device is too small for the model.
     "some modules are dispatched on the cpu or the disk",
 )
-_DAMAGED = ("metadataincompletebuffer", "headertoolarge", "error while deserializing header", "size mismatch for")
+_DAMAGED = (
+    "metadataincompletebuffer",
+    "headertoolarge",
+    "error while deserializing header",
+    "size mismatch",
+    "`ignore_mismatched_sizes`",
+)
 
 
 def classify(error: BaseException) -> TrainingError | None:

@@ -92,10 +92,9 @@ def protected_load(spec: RunSpec, *, models_root: Path, emit: Emit) -> Iterator[
     emit(config.event)
     emit(PhaseStarted(phase=Phase.MODEL))
     source.fetch_weights()
-    stored_elements = source.check_weights()
     with ConfigGuard(choose_model_class(config.config, source)) as guard:
         loader = _loader(spec, source, config.config, guard)
-        model, receipt = _climb_down(loader, stored_elements, emit)
+        model, receipt = _climb_down(loader, emit)
         emit(ModelLoaded(receipt=receipt))
         yield LoadedModel(
             model=model,
@@ -117,10 +116,11 @@ def load_on_rung(spec: RunSpec, rung: Rung, *, models_root: Path) -> PreTrainedM
     source = locate_base_model(spec, models_root)
     config = load_model_config(source, spec.project.model_type).config
     source.fetch_weights()
-    source.check_weights()
     try:
         with ConfigGuard(choose_model_class(config, source)) as guard:
-            return _loader(spec, source, config, guard).load(rung)
+            loader = _loader(spec, source, config, guard)
+            loader.check_weights()
+            return loader.load(rung)
     except Exception as error:
         final = classify(error)
         if final is None:
@@ -137,15 +137,10 @@ def _loader(spec: RunSpec, source: BaseModel, config: PretrainedConfig, guard: C
     return RungLoader(spec.project, source, config, guard, device, choose_compute_dtype(device))
 
 
-def _climb_down(loader: RungLoader, stored_elements: int, emit: Emit) -> tuple[PreTrainedModel, LoadReceipt]:
-    """Try the rungs in order.
-
-    Args:
-        loader: Loads one rung.
-        stored_elements: Of the weight files, for what a lower rung would need.
-        emit: Gets `rung_failed` events.
-    """
+def _climb_down(loader: RungLoader, emit: Emit) -> tuple[PreTrainedModel, LoadReceipt]:
+    """Try the rungs in order."""
     started = time.monotonic()
+    stored_elements = loader.check_weights()
     ladder = loader.project.quantization.ladder
     failures: list[FailedRung] = []
     for rung, following in zip(ladder, (*ladder[1:], None), strict=True):

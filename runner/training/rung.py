@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -36,6 +38,44 @@ class RungLoader:
     """In place already."""
     device: torch.device
     compute_dtype: torch.dtype
+
+    def check_weights(self) -> int:
+        """Compare the weight files' headers with what the model class needs, before a tensor is read.
+
+        Quantized loading does not notice a wrong shape, and 4.57 stumbles over a missing tensor in its own words.
+        Files whose names the loader translates, or that are stored quantized, are left for it to judge.
+
+        Returns:
+            Elements stored.
+
+        Raises:
+            ModelFilesError: Files or tensors are missing, damaged, or of another shape than config.json says.
+        """
+        stored = self.source.read_weight_shapes()
+        elements = sum(prod(shape) for shape in stored.values())
+        if _stored_quantization(self.config) is not None:
+            return elements
+        # Another guard, so that what a hook does to this empty model is not counted as done to the real one.
+        with ConfigGuard(choose_model_class(self.config, self.source)), torch.device("meta"):
+            empty: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # left bare
+                copy.deepcopy(self.config), trust_remote_code=False
+            )
+        needed = empty.state_dict(keep_vars=True)
+        if not stored.keys() <= needed.keys():
+            return elements
+        held = {id(needed[name]) for name in stored}
+        # A tied weight is stored once, under any of its names.
+        self._refuse_missing_weights(
+            (name for name, tensor in needed.items() if id(tensor) not in held), type(empty).__name__
+        )
+        for name, shape in stored.items():
+            if shape != tuple(needed[name].shape):
+                raise ModelFilesError(
+                    f"The weight {name} of {self.source.name!r} has shape {list(shape)}, but config.json asks for "
+                    f"{list(needed[name].shape)}.",
+                    hint="Fetch the model's files again: weights and config.json are not of the same model.",
+                )
+        return elements
 
     def load(self, rung: Rung) -> PreTrainedModel:
         """Load, count, and prepare as peft does.
@@ -71,18 +111,18 @@ class RungLoader:
 
     def _prepare(self, model: PreTrainedModel, rung: Rung) -> None:
         """Freeze, and bring what stays unquantized to a precision that training bears."""
-        checkpointing = self.project.training.gradient_checkpointing
-        # Reentrant checkpointing loses the gradient where the inputs need none, as above a frozen embedding.
-        options = {"use_reentrant": False}
         if rung == "none":
             # peft's preparation would turn the whole model into float32.
             model.requires_grad_(requires_grad=False)
-            if checkpointing:
-                model.gradient_checkpointing_enable(options)  # type: ignore[no-untyped-call]  # left bare
-            return
-        prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]  # peft leaves it bare
-            model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=options
-        )
+        else:
+            prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]  # peft leaves it bare
+                model, use_gradient_checkpointing=False
+            )
+        if self.project.training.gradient_checkpointing:
+            # transformers 5.23 has a new name for it and warns at the old one, which older versions have only.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            # Reentrant checkpointing loses the gradient where the inputs need none, as above a frozen embedding.
+            enable({"use_reentrant": False})
 
     def _quantization(self, rung: Rung) -> dict[str, Any]:
         """Arguments of `from_pretrained` for a rung; none where the files themselves are already quantized so.
@@ -112,7 +152,7 @@ class RungLoader:
                 options = {"load_in_8bit": True, "llm_int8_threshold": settings.llm_int8_threshold}
         return {"quantization_config": BitsAndBytesConfig(**options)}  # type: ignore[no-untyped-call]  # left bare
 
-    def _refuse_missing_weights(self, missing_keys: Any, model_class: str) -> None:
+    def _refuse_missing_weights(self, missing_keys: Iterable[str], model_class: str) -> None:
         """Refuse what transformers would fill with random numbers, telling its log only."""
         missing = sorted(missing_keys)
         if missing:

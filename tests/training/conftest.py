@@ -1,6 +1,10 @@
 import json
 import os
-from collections.abc import Callable, Sequence
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,12 @@ import pytest
 
 # Read once, when huggingface_hub is imported; no test may depend on the hub's answer.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# pytest's importlib mode leaves the folder of a test out of the search path; modules that tests share lie here.
+sys.path.insert(0, str(Path(__file__).parent))
 
+import stubborn_models  # type: ignore[import-not-found]  # by the line above; mypy names it by its path
+
+from runner.events import AnyEvent, parse_event
 from runner.spec import DatasetEntry, ProjectSpec, RunSpec
 from runner.training.demo_model import build_demo_model
 
@@ -25,6 +34,18 @@ def models_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(models_root: Path) -> Path:
     """The folder of the demo's base model."""
     return models_root / "tiny"
+
+
+@pytest.fixture(scope="session")
+def stubborn_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A models root with `shape-reader` (4-bit fails, 8-bit holds) and `value-reader` (only unquantized holds)."""
+    stubborn_models.register()
+    root = tmp_path_factory.mktemp("stubborn")
+    for name in ("shape-reader", "value-reader"):
+        stubborn_models.write_model(root / name, name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(tiny_model / file, root / name / file)
+    return root
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +82,76 @@ def make_spec() -> Callable[..., RunSpec]:
         )
 
     return make
+
+
+@dataclass(frozen=True)
+class FinishedChild:
+    """A training child that has ended."""
+
+    run_dir: Path
+    events: list[AnyEvent]
+    status: int
+    log: str
+
+
+@pytest.fixture(scope="session")
+def child_projects_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The projects folder of `child_spec`. Read-only."""
+    return tmp_path_factory.mktemp("child-projects")
+
+
+@pytest.fixture(scope="session")
+def child_spec(make_spec: Callable[..., RunSpec], child_projects_dir: Path, addition: list[dict[str, Any]]) -> RunSpec:
+    """Six steps of real 4-bit training with dropout, so that random numbers matter."""
+    return make_spec(
+        child_projects_dir,
+        addition[::5],
+        quantization={"ladder": ["4bit"]},
+        lora={"lora_dropout": 0.1, "modules_to_save": ["lm_head"]},
+        training={
+            "max_steps": 6,
+            "per_device_train_batch_size": 6,
+            "learning_rate": 5e-3,
+            "logging_steps": 1,
+            "save_steps": 3,
+        },
+        evaluation={"prompts": ["What is 3 + 4?"], "exact_match": [1], "max_new_tokens": 4},
+    )
+
+
+@pytest.fixture(scope="session")
+def start_child(models_root: Path, child_projects_dir: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `python -m runner.training` on a specification; events on its standard output."""
+    children = []
+
+    def start(spec: RunSpec | None, run_dir: Path) -> subprocess.Popen[str]:
+        run_dir.mkdir(parents=True)
+        if spec is not None:
+            (run_dir / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+        folders = {"QLORA_MODELS_ROOT": str(models_root), "QLORA_PROJECTS_DIR": str(child_projects_dir)}
+        child = subprocess.Popen(
+            [sys.executable, "-m", "runner.training", str(run_dir)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ) | folders,
+        )
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
+
+
+@pytest.fixture(scope="session")
+def finished_child(
+    start_child: Callable[..., subprocess.Popen[str]], child_spec: RunSpec, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedChild:
+    """A whole run in a process of its own. Read-only."""
+    run_dir = tmp_path_factory.mktemp("finished") / "attempt-1"
+    child = start_child(child_spec, run_dir)
+    output, log = child.communicate()
+    return FinishedChild(run_dir, [parse_event(line) for line in output.splitlines()], child.returncode, log)

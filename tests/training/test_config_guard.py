@@ -128,7 +128,7 @@ def test_a_dict_that_nobody_read_is_gone_after_the_guard() -> None:
 
 def test_a_first_config_given_as_a_dict_becomes_an_object_by_its_model_type() -> None:
     with ConfigGuard(LlamaForCausalLM) as guard:
-        model = LlamaForCausalLM.__new__(LlamaForCausalLM)
+        model: Any = LlamaForCausalLM.__new__(LlamaForCausalLM)
         torch.nn.Module.__init__(model)
         model.config = small_config().to_dict()
         assert isinstance(model.config, LlamaConfig)
