@@ -6,6 +6,7 @@ qlora:slack:job:<id>               hash   one job's thread
     ts:<seq>                              time stamp of the message posted for event <seq>; ts:0 is the root message
     progress                              number of the event whose message progress is edited into
     classic                               "1" once the workspace has refused newer blocks
+    refused                               Slack's code, once its refusal to post has been told to the requester
     done                                  "1" once nothing more will be said
 qlora:slack:thread:<channel>:<ts>  string the job whose root message it is
 qlora:slack:reporter               string who posts at present, expiring
@@ -114,6 +115,11 @@ class DeliveryStore:
         """Remember that this workspace refuses newer blocks."""
         with redis_at_hand():
             self._redis.hset(_job_key(job_id), "classic", "1")
+
+    def remember_refusal(self, job_id: str, code: str) -> bool:
+        """Remember that the requester is told of a refusal; False when that was remembered before."""
+        with redis_at_hand():
+            return bool(self._redis.hsetnx(_job_key(job_id), "refused", code))
 
     def finish(self, job_id: str, channel: str, root_ts: str) -> None:
         """Remember that nothing more will be said, and begin to forget."""

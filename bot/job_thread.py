@@ -12,7 +12,7 @@ from bot.outbox import Later, Outbox, Post, RefusedError
 from bot.render.message import Message
 from bot.render.plan import render_root
 from bot.render.progress import render_progress
-from bot.render.thread import is_progress, render_milestone
+from bot.render.thread import is_progress, render_milestone, render_refusal
 from bot.story import Story, tell
 from runner.events import JobQueued, MetricsLogged, StoredEvent
 from runner.store import Store
@@ -22,6 +22,10 @@ EDIT_EVERY_S = 3.0
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 """The wait after a failed call doubles from the first to the longest."""
+REFUSED_WAIT_S = 300.0
+"""Pause before Slack is asked again to post where it has refused: somebody may have invited the bot by then."""
+REFUSED_TRIES = 288
+"""After a day of refusals a thread is given up until the bot starts again."""
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +100,7 @@ class JobThread:
     ) -> None:
         self.job_id = job_id
         self.closed = False
-        """Nothing more will be said: it is finished, was never asked for, or Slack refuses it."""
+        """Nothing more will be said: it is finished, was never asked for, or Slack has refused it for a day."""
         self.finished = False
         """Everything has been said."""
         self._store = store
@@ -108,6 +112,7 @@ class JobThread:
         self._root = _EditedMessage(edit_every_s)
         self._progress = _EditedMessage(edit_every_s)
         self._patience = _Patience()
+        self._refusals = 0
 
     def catch_up(self) -> float | None:
         """Say everything that is to be said now.
@@ -129,16 +134,34 @@ class JobThread:
             _log.info("%s: %s; again in %.1f s.", self.job_id, later, wait_s)
             return wait_s
         except RefusedError as refusal:
-            self._close()
-            _log.warning(
-                "%s: Slack refuses to post (%s). Its thread stays as it is; invite the bot or repair the app, then "
-                "restart the bot.",
-                self.job_id,
-                refusal.code,
-            )
-            return None
+            return self._refused(refusal)
         self._patience.worked()
         return wait_s
+
+    def _refused(self, refusal: RefusedError) -> float | None:
+        self._refusals += 1
+        if self._refusals == 1:
+            _log.warning(
+                "%s: Slack refuses to post (%s). It is asked again every %g minutes for a day.",
+                self.job_id,
+                refusal.code,
+                REFUSED_WAIT_S / 60,
+            )
+            self._tell_requester(refusal.code)
+        if self._refusals == REFUSED_TRIES:
+            self._close()
+            return None
+        return self._patience.failed(Later(refusal.code, REFUSED_WAIT_S))
+
+    def _tell_requester(self, code: str) -> None:
+        """Tell whoever started the job, in a direct message and once, why its thread does not open or go on."""
+        if self._story is None or not self._memory.remember_refusal(self.job_id, code):
+            return
+        record = self._story.record
+        try:
+            self._outbox.tell_privately(record.submitted_by, render_refusal(record, code))
+        except (Later, RefusedError) as error:
+            _log.info("%s: %s could not be told of it: %s", self.job_id, record.submitted_by, error)
 
     def _catch_up(self) -> float | None:
         if self._story is None:

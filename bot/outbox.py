@@ -149,6 +149,19 @@ class Outbox:
             return True
         return classic
 
+    def tell_privately(self, user: str, message: Message) -> None:
+        """Send a direct message, at most once and without certainty: nothing hangs from it.
+
+        Raises:
+            Later: Slack is busy or did not answer.
+            RefusedError: Slack refuses it, for instance because that is no Slack user.
+        """
+        _call(
+            lambda: self._client.chat_postMessage(
+                channel=user, text=message.text, blocks=list(message.blocks), unfurl_links=False, unfurl_media=False
+            )
+        )
+
     def _edit(self, channel: str, ts: str, text: str, blocks: tuple[Block, ...]) -> None:
         _call(lambda: self._client.chat_update(channel=channel, ts=ts, text=text, blocks=list(blocks)))
 

@@ -6,6 +6,8 @@ thread says already; the plan shows all of it.
 
 from __future__ import annotations
 
+import re
+
 from bot.render.message import Message, compose, compose_with_table
 from bot.render.progress import render_progress
 from bot.render.text import code, count, duration, escape, figure, keep_end, megabytes, number, percent, person
@@ -29,7 +31,9 @@ from runner.events import (
     TrainingStarted,
     VersionsReported,
 )
+from runner.jobs import JobRecord
 
+_CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
 ERROR_LIMIT = 2_500
 """Characters of an error's message; its end is kept."""
 
@@ -78,6 +82,24 @@ def render_milestone(story: Story, stored: StoredEvent, *, pool_is_served: bool 
             return _cancelled(event, story)
         case _:
             return None
+
+
+def render_refusal(job: JobRecord, refusal: str) -> Message:
+    """A direct message to whoever started a job whose thread Slack refuses.
+
+    Args:
+        job: The job.
+        refusal: Slack's error code.
+    """
+    channel = job.origin.get("channel", "")
+    where = f"<#{channel}>" if _CHANNEL_ID.fullmatch(channel) else code(channel)
+    return compose(
+        [
+            f"⚠️ Slack does not let me post about job {code(job.id)} in {where}: {code(refusal)}",
+            "The job itself goes on. Invite me there with `/invite`, and its thread appears within minutes.",
+            f"Until then: `/qlora status {escape(job.id)}`",
+        ]
+    )
 
 
 def is_progress(story: Story, stored: StoredEvent) -> bool:

@@ -320,6 +320,20 @@ def test_a_channel_that_refuses_posts_is_logged_once_and_delays_nobody(
     assert len([record for record in caplog.records if lost.id in record.getMessage()]) == 1
 
 
+def test_whoever_started_a_job_is_told_once_that_slack_refuses_its_thread(stage: Stage, demo_spec: RunSpec) -> None:
+    person = stage.workspace.client.add_user("ann")
+    private = stage.workspace.client.add_channel("private", ["ann"])
+    lost = stage.store.submit(demo_spec, submitted_by=person.id, origin={"channel": private.id}, request_id="wish-2")
+    for _ in range(2):
+        calls = len(stage.workspace.client.calls("chat.postMessage"))
+        with stage.reporting():
+            _wait_until(lambda: len(stage.workspace.client.calls("chat.postMessage")) > calls, "a refusal")  # noqa: B023 - called at once
+    direct = [call for call in stage.workspace.client.calls("chat.postMessage") if call.outcome == "ok"]
+    assert [call.arguments["channel"] for call in direct] == [person.id]
+    assert f"`{lost.id}`" in direct[0].arguments["text"]
+    assert f"<#{private.id}>: `not_in_channel`" in direct[0].arguments["text"]
+
+
 def test_a_job_from_the_shell_has_no_thread(stage: Stage, job: JobRecord, demo_spec: RunSpec) -> None:
     silent = stage.store.submit(demo_spec, submitted_by="ann", origin={}, request_id="wish-4")
     stage.report_to_the_end(job)
