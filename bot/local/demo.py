@@ -31,12 +31,13 @@ def build_base_model(settings: RunnerSettings) -> None:
     Raises:
         UnavailableError: It could not be made; carries what was printed.
     """
-    if (settings.models_root / BASE_MODEL / "config.json").exists():
+    folder = settings.models_root / BASE_MODEL
+    if (folder / "config.json").exists():
         return
-    print(f"Building the demo's base model in {settings.models_root / BASE_MODEL} …", flush=True)
-    done = subprocess.run(
-        (sys.executable, "-m", "runner", "demo-model"), capture_output=True, text=True, check=False
-    )  # fmt: skip
+    print(f"Building the demo's base model in {folder} …", flush=True)
+    # A process of its own: nothing of torch may be loaded on the bot's side.
+    command = (sys.executable, "-m", "runner.training.demo_model", str(folder))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UnavailableError("The demo's base model could not be built.", hint=done.stderr.strip()[-2000:])
 

@@ -24,7 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "runner-1": ("runner", "worker", "--pool", "local", "--name", "runner-1"),
     "runner-2": ("runner", "worker", "--pool", "local", "--name", "runner-2"),
 }
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 """How long a slow, busy machine may take for what is waited for; nothing is measured by it."""
 
 

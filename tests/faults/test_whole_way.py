@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from bot.workspace.records import Message
 from tests.faults.stack import Stack
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(900)]
 
 
 def texts(thread: list[Message]) -> str:
@@ -56,6 +57,34 @@ def test_a_start_command_ends_with_a_verified_adapter_and_the_thread_tells_it_in
     }
     assert scores["before"].share <= 0.05
     assert scores["after"].share >= 0.9
+
+
+def test_the_thread_carries_every_fallback_in_the_original_words_with_its_reason(stack: Stack) -> None:
+    job = stack.start("/qlora start stubborn")
+
+    thread = stack.wait_until_told(job.id)
+
+    assert stack.store.get(job.id).state == "succeeded", texts(thread)
+    first = position(thread, "⚠️ 4-bit quantization failed with ")
+    second = position(thread, "⚠️ 8-bit quantization also failed, trying without quantization...")
+    held = position(thread, "✅ Model loaded without quantization, config protected")
+    assert first < second < held
+    assert ", trying 8-bit quantization..." in thread[first].text
+
+
+def test_a_missing_model_fails_the_job_with_code_message_and_hint_and_does_not_fall_back(stack: Stack) -> None:
+    shutil.move(stack.settings.models_root / "value-reader", stack.settings.models_root / "moved-away")
+    job = stack.start("/qlora start stubborn")
+
+    thread = stack.wait_until_told(job.id)
+    job = stack.store.get(job.id)
+
+    assert job.state == "failed"
+    assert job.error_code in {"model-not-found", "model-offline"}
+    assert "value-reader" in (job.error_message or "")
+    assert job.error_hint
+    assert str(job.error_code) in thread[-1].text
+    assert not any("⚠️ 4-bit" in message.text for message in thread)
 
 
 def test_a_stop_in_mid_training_leaves_a_checkpoint_and_ends_the_job_as_cancelled(stack: Stack) -> None:
