@@ -45,8 +45,7 @@ class AdapterTrainer(SFTTrainer):
             self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
             return
         # The trainer looks whether it is done only after a step, so it would train one too many.
-        weights = load_peft_weights(str(checkpoint.path), device=str(self.model.device))
-        set_peft_model_state_dict(self.model, weights)
+        set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint.path), device="cpu"))
         self.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
         self.callback_handler.on_train_begin(self.args, self.state, self.control)
 
