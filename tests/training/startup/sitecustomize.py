@@ -6,6 +6,6 @@ Python imports a module of this name at start; tests put this folder and the one
 import sys
 
 if any(argument.startswith("runner.training") for argument in sys.orig_argv):
-    import stubborn_models
+    import stubborn_models  # type: ignore[import-not-found]  # PYTHONPATH finds it
 
     stubborn_models.register()
