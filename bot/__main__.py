@@ -31,8 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
     for chatty in ("slack_bolt", "slack_sdk"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Until everything runs, a signal ends the bot wherever it waits; from then on it is stopped in order.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     try:
         run()
+    except KeyboardInterrupt:
+        _log.info("Stopped before everything was running.")
     except QLoRAError as error:
         _log.error("%s", error)
         return 1
@@ -45,14 +50,6 @@ def run() -> None:
     Raises:
         UnavailableError: The settings, Redis or the workspace cannot be used.
     """
-    stop = threading.Event()
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-
     from bot.app import Bot  # noqa: PLC0415 - a signal during the imports is already handled
     from bot.connections import connect_redis, connect_slack  # noqa: PLC0415 - as above
     from bot.settings import load_bot_settings  # noqa: PLC0415 - as above
@@ -61,17 +58,18 @@ def run() -> None:
 
     settings = load_bot_settings()
     deadline = time.monotonic() + WAIT_S
-    url, store = connect_redis(settings.runner, deadline=deadline, stop=stop)
-    access, team = connect_slack(settings, deadline=deadline, stop=stop)
+    url, store = connect_redis(settings.runner, deadline=deadline)
+    access, team = connect_slack(settings, deadline=deadline)
     broker = build_broker(url)
     reconciler = Reconciler(store, broker)
     try:
         with Bot(access, store, broker, settings.runner.projects_dir) as bot:
             reconciler.start()
+            stop = _stop_on_signals()
             _log.info("Listening to /qlora in %s; projects are in %s.", team, settings.runner.projects_dir)
             while not stop.wait(1.0):
-                if not bot.is_reporting():
-                    raise RuntimeError("The reporter has ended by itself.")
+                if not (bot.is_reporting() and reconciler.is_alive()):
+                    raise RuntimeError("The reporter or the reconciler has ended by itself; the log above says why.")
             _log.info("Stopping.")
     finally:
         if reconciler.is_alive():
@@ -79,6 +77,17 @@ def run() -> None:
         broker.close()
         broker.client.close()
         store.close()
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    return stop
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Bot:
         # Without retry handlers: slack_sdk's own would post again blindly after a lost reply.
         poster = WebClient(token=access.bot_token, base_url=access.api_url, timeout=CALL_S, retry_handlers=[])
         reporter = Reporter(store, poster, memory, hold_s=hold_s, edit_every_s=edit_every_s)
-        self._reporting = threading.Thread(target=reporter.run, args=(self._stop,), name="reporter")
+        self._reporting = threading.Thread(target=reporter.run, args=(self._stop,), name="reporter", daemon=True)
 
     def __enter__(self) -> Self:
         try:

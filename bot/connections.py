@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 
 from slack_sdk import WebClient
@@ -20,13 +19,12 @@ _TOO_MANY_REQUESTS, _SERVER_ERROR = 429, 500
 _log = logging.getLogger(__name__)
 
 
-def connect_redis(settings: RunnerSettings, *, deadline: float, stop: threading.Event) -> tuple[str, Store]:
+def connect_redis(settings: RunnerSettings, *, deadline: float) -> tuple[str, Store]:
     """Connect to the store.
 
     Args:
         settings: Names Redis, or the state folder of the embedded one.
         deadline: Second of the monotonic clock at which waiting ends.
-        stop: Ends the wait at once.
 
     Returns:
         Redis' URL and the store.
@@ -39,19 +37,18 @@ def connect_redis(settings: RunnerSettings, *, deadline: float, stop: threading.
         try:
             return url, Store.connect(url, lease_s=settings.lease_s)
         except UnavailableError as error:
-            if time.monotonic() >= deadline or stop.is_set():
+            if time.monotonic() >= deadline:
                 raise
             _log.info("Waiting for Redis: %s", error.message)
-            stop.wait(1.0)
+            time.sleep(1.0)
 
 
-def connect_slack(settings: BotSettings, *, deadline: float, stop: threading.Event) -> tuple[SlackAccess, str]:
+def connect_slack(settings: BotSettings, *, deadline: float) -> tuple[SlackAccess, str]:
     """Find the workspace and ask it who the bot is.
 
     Args:
         settings: The tokens, or the state folder of the local workspace.
         deadline: Second of the monotonic clock at which waiting ends.
-        stop: Ends the wait at once.
 
     Returns:
         Where the workspace is, and its name.
@@ -61,7 +58,7 @@ def connect_slack(settings: BotSettings, *, deadline: float, stop: threading.Eve
     """
     while True:
         access = settings.slack or find_workspace(
-            settings.runner.state_dir, wait_s=max(0.0, deadline - time.monotonic()), is_over=stop.is_set
+            settings.runner.state_dir, wait_s=max(0.0, deadline - time.monotonic())
         )
         client = WebClient(token=access.bot_token, base_url=access.api_url, timeout=5, retry_handlers=[])
         try:
@@ -70,16 +67,16 @@ def connect_slack(settings: BotSettings, *, deadline: float, stop: threading.Eve
             code, status = str(error.response.get("error")), int(error.response.status_code)
             # The file of a local workspace that was killed names tokens that its successor does not know.
             passing = access.local or status >= _SERVER_ERROR or status == _TOO_MANY_REQUESTS
-            if not passing or time.monotonic() >= deadline or stop.is_set():
+            if not passing or time.monotonic() >= deadline:
                 raise UnavailableError(
                     f"Slack refuses the bot token ({code}).",
                     hint="Check SLACK_BOT_TOKEN: api.slack.com/apps, your app, OAuth & Permissions.",
                 ) from error
         except OSError as error:
-            if time.monotonic() >= deadline or stop.is_set():
+            if time.monotonic() >= deadline:
                 raise UnavailableError(
                     f"The workspace at {access.api_url} does not answer: {error}.",
                     hint="Check the network, SLACK_API_URL, or that `python -m bot.workspace` runs.",
                 ) from error
             _log.info("Waiting for the workspace at %s.", access.api_url)
-        stop.wait(0.5)
+        time.sleep(0.5)

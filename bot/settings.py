@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,15 +59,12 @@ def load_bot_settings(environ: Mapping[str, str] = os.environ) -> BotSettings:
     return BotSettings(slack=_slack_access(environ), runner=load_settings(environ))
 
 
-def find_workspace(
-    state_dir: Path, *, wait_s: float = 30.0, is_over: Callable[[], bool] = lambda: False
-) -> SlackAccess:
+def find_workspace(state_dir: Path, *, wait_s: float = 30.0) -> SlackAccess:
     """Wait for the local workspace's address.
 
     Args:
         state_dir: The state folder of this machine.
         wait_s: Longest wait in seconds.
-        is_over: Asked while waiting; True ends the wait at once.
 
     Raises:
         UnavailableError: No usable address is there in time.
@@ -82,7 +79,7 @@ def find_workspace(
         except (OSError, ValueError, KeyError, TypeError) as error:
             # Also met while the workspace is just writing it, so it is read again until the time is over.
             finding = f"cannot be used ({type(error).__name__}: {error})"
-        if is_over() or time.monotonic() >= deadline:
+        if time.monotonic() >= deadline:
             raise UnavailableError(
                 f"There is no SLACK_BOT_TOKEN and no local workspace: {path} {finding}.",
                 hint=(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,6 +147,18 @@ def test_the_manifest_is_printed_without_any_settings() -> None:
     assert manifest["settings"]["socket_mode_enabled"] is True
     assert manifest["features"]["slash_commands"][0]["command"] == "/qlora"
     assert "chat:write" in manifest["oauth_config"]["scopes"]["bot"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the signal handlers from /proc")
+def test_a_bot_that_still_waits_for_redis_stops_at_once(tmp_path: Path) -> None:
+    with _process("-m", "bot", QLORA_STATE_DIR=str(tmp_path), QLORA_PROJECTS_DIR=str(tmp_path)) as process:
+        # Its interpreter is up once it has a handler for SIGTERM: bit 15, counted from 1.
+        status = Path(f"/proc/{process.pid}/status")
+        caught = re.compile(r"^SigCgt:\s*([0-9a-f]+)$", re.MULTILINE)
+        _wait_until(lambda: bool(int(caught.findall(status.read_text())[0], 16) & 1 << 14), "a handler for SIGTERM")
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
 
 
 def test_a_refused_token_ends_the_bot_with_what_to_do(
