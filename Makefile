@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXPECTED := .venv-expected
 STACKS := runner/stacks
 
-.PHONY: demo run test test-expected lint format clean
+.PHONY: demo run test test-expected lint format bench clean
 
 demo: $(VENV)/installed  ## one job end to end on this machine, without Slack, Redis, GPU or hub
 	@$(BIN)/python -m bot.local demo
@@ -24,6 +24,9 @@ lint: $(VENV)/installed  ## style, types, who may import whom
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/installed  ## figures, measured here and now
+	@$(BIN)/python -m tests.benchmarks.bot_footprint
 
 format: $(VENV)/installed
 	$(BIN)/ruff format
