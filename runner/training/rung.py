@@ -33,7 +33,7 @@ class RungLoader:
     project: ProjectSpec
     source: BaseModel
     config: PretrainedConfig
-    """Never changed: each rung loads with a copy."""
+    """Never changed: transformers loads with a copy of its own."""
     guard: ConfigGuard
     """In place already."""
     device: torch.device
@@ -88,11 +88,9 @@ class RungLoader:
             ModelFilesError: Weights are missing.
             Exception: Whatever transformers, bitsandbytes or the model's own code raises.
         """
-        # Loading writes into the config, and the next rung must not find the traces of this one.
-        config = copy.deepcopy(self.config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             self.source.folder,
-            config=config,
+            config=self.config,
             dtype=self.compute_dtype,
             device_map={"": self.device},
             use_safetensors=True,
