@@ -12,6 +12,8 @@ import pytest
 
 # Read once, when huggingface_hub is imported; no test may depend on the hub's answer.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# As in a training child: threads that spin while they wait make tests many times slower on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # pytest's importlib mode leaves the folder of a test out of the search path; modules that tests share lie here.
 sys.path.insert(0, str(Path(__file__).parent))
 
