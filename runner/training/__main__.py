@@ -98,8 +98,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.run_dir.is_dir():
         parser.error(f"{options.run_dir} is no folder")
-    # Read when torch is loaded. Its threads wait for each other by spinning, and beside any other work on a small host
-    # that made a step up to 15 times slower; sleeping costs a few per cent where nothing else runs.
+    # Read when torch is loaded. Its threads wait for each other by spinning, and beside other work on a host with two
+    # cores that made a step ten times slower and more. Sleeping costs a little where nothing else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Before the imports: a stop that comes while they run must not kill us.
     stop = StopSwitch()
