@@ -1,6 +1,6 @@
 """`python -m runner VERB …`: project files, training and workers from a shell.
 
-Exit status: 0 well, 1 failed, 2 the command or the project is wrong, 130 stopped by Ctrl-C.
+Exit status: 0 well, 1 failed, 2 the command or the project is wrong, 130 stopped by Ctrl-C, 141 nobody reads on.
 A verb's module is loaded only when it is asked for, so that `check` needs neither Redis' client nor a terminal library.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,24 +31,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and turn errors into a message, a hint and an exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not words or words[0] in {"-h", "--help"}:
-            print(usage())
-            return 0 if words else 2
-        verb = words[0]
-        if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "`python -m runner --help` lists them."
-            raise UsageError(f"There is no verb {verb!r}.", hint=hint)
-        module = importlib.import_module(f"runner.cli.{verb.replace('-', '_')}")
-        parser = argparse.ArgumentParser(prog=f"python -m runner {verb}", description=f"{verb}: {VERBS[verb]}.")
-        module.add_arguments(parser)
-        # Intermixed, because people write `train demo --json lora.r=8` as often as the other way round.
-        return int(module.run(parser.parse_intermixed_args(words[1:])))
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
     except QLoRAError as error:
         print(describe_error(error), file=sys.stderr)
         return 2 if isinstance(error, (UsageError, SpecError)) else 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # `… | head -1` has seen enough. What is still buffered must not fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in {"-h", "--help"}:
+        print(usage())
+        return 0 if words else 2
+    verb = words[0]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else "`python -m runner --help` lists them."
+        raise UsageError(f"There is no verb {verb!r}.", hint=hint)
+    module = importlib.import_module(f"runner.cli.{verb.replace('-', '_')}")
+    parser = argparse.ArgumentParser(prog=f"python -m runner {verb}", description=f"{verb}: {VERBS[verb]}.")
+    module.add_arguments(parser)
+    # Intermixed, because people write `train demo --json lora.r=8` as often as the other way round.
+    return int(module.run(parser.parse_intermixed_args(words[1:])))
 
 
 def describe_error(error: QLoRAError) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import subprocess
@@ -135,16 +136,35 @@ def test_the_schema_describes_its_fields(capsys: pytest.CaptureFixture[str]) -> 
     assert schema["properties"]["base_model"]["description"]
 
 
-def test_a_worker_without_redis_says_what_to_start(
+@pytest.mark.parametrize("words", ["schema", "check demo --json", "--help", "check --help"])
+def test_a_reader_that_has_seen_enough_is_no_error(words: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    with os.fdopen(writing, "w") as nobody_reads:
+        done = subprocess.run(
+            [sys.executable, "-m", "runner", *words.split()],
+            stdout=nobody_reads,
+            stderr=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+            text=True,
+            check=False,
+        )
+
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_worker_without_redis_says_what_to_start_and_no_password(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Port 1 refuses at once, but the client tries for about five seconds.
-    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
 
     assert main(["worker", "--pool", "cpu"]) == 1
 
     err = capsys.readouterr().err
     assert "REDIS_URL" in err
+    assert "secret" not in err
     assert "Traceback" not in err
 
 
