@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from runner.child import EVENTS_FD, Child, Spawn
@@ -78,6 +79,22 @@ def eventually() -> Eventually:
             time.sleep(0.02)
 
     return wait
+
+
+IsGone = Callable[[int], bool]
+
+
+@pytest.fixture(scope="session")
+def is_gone() -> IsGone:
+    """Whether a process runs no more; one that nobody has collected yet does not."""
+
+    def look(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    return look
 
 
 @pytest.fixture

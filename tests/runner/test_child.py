@@ -6,27 +6,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from runner.child import Child, RunEnd, Spawn, child_environment
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.settings import load_settings
 
 Scripted = Callable[[str], Spawn]
 Eventually = Callable[..., None]
+IsGone = Callable[[int], bool]
 
 
 def run_to_the_end(child: Child) -> tuple[list[ChildEvent], RunEnd]:
     with child:
         events = [event for event in child.events() if event is not None]
         return events, child.end()
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_a_child_that_succeeds_delivers_its_events_in_order(scripted: Scripted, tmp_path: Path) -> None:
@@ -175,7 +167,9 @@ def test_a_child_that_does_not_exit_after_its_last_event_is_killed(scripted: Scr
     assert isinstance(end, RunSucceeded)
 
 
-def test_closing_ends_the_whole_group(scripted: Scripted, tmp_path: Path) -> None:
+def test_closing_ends_the_whole_group(
+    scripted: Scripted, tmp_path: Path, eventually: Eventually, is_gone: IsGone
+) -> None:
     body = """
     loader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     emit("run_interrupted", step=loader.pid, checkpoint=None)
@@ -186,11 +180,12 @@ def test_closing_ends_the_whole_group(scripted: Scripted, tmp_path: Path) -> Non
 
     assert isinstance(event, RunInterrupted)
     assert not child.running
-    assert is_gone(event.step)
+    loader = event.step
+    eventually(lambda: is_gone(loader))
 
 
 def test_a_loader_that_outlives_the_child_does_not_keep_us_waiting(
-    scripted: Scripted, tmp_path: Path, eventually: Eventually
+    scripted: Scripted, tmp_path: Path, eventually: Eventually, is_gone: IsGone
 ) -> None:
     body = """
     OUT.flush()
@@ -206,7 +201,7 @@ def test_a_loader_that_outlives_the_child_does_not_keep_us_waiting(
 
 
 def test_killing_the_parent_leaves_no_process_of_the_group(
-    child_script: Callable[[str], Path], tmp_path: Path, eventually: Eventually
+    child_script: Callable[[str], Path], tmp_path: Path, eventually: Eventually, is_gone: IsGone
 ) -> None:
     script = child_script(
         """

@@ -23,6 +23,7 @@ from runner.redis_client import build_client
 from runner.settings import RunnerSettings, load_settings
 
 Eventually = Callable[..., None]
+IsGone = Callable[[int], bool]
 
 SERVE = "import pathlib, sys; from runner.embedded_redis import serve; serve(pathlib.Path(sys.argv[1]))"
 
@@ -39,13 +40,6 @@ def foreground(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     yield process
     process.kill()
     process.wait()
-
-
-def has_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def server_pid(settings: RunnerSettings) -> int:
@@ -119,7 +113,8 @@ def test_the_password_is_not_in_the_process_list(tmp_path: Path) -> None:
         assert password not in " ".join(psutil.Process(server.pid).cmdline())
 
 
-def test_a_second_server_in_the_same_folder_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_second_server_in_the_same_folder_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.embedded_redis.PREDECESSOR_GRACE_S", 0.1)
     with EmbeddedRedis(tmp_path) as server:
         with pytest.raises(UnavailableError) as caught:
             EmbeddedRedis(tmp_path).start()
@@ -132,19 +127,23 @@ def test_a_second_server_in_the_same_folder_is_refused_by_name(tmp_path: Path) -
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serving_ends_cleanly_on_a_signal(
-    foreground: subprocess.Popen[bytes], settings: RunnerSettings, number: signal.Signals, eventually: Eventually
+    foreground: subprocess.Popen[bytes],
+    settings: RunnerSettings,
+    number: signal.Signals,
+    eventually: Eventually,
+    is_gone: IsGone,
 ) -> None:
     pid = server_pid(settings)
 
     foreground.send_signal(number)
 
     assert foreground.wait(30) == 0
-    eventually(lambda: has_gone(pid))
+    eventually(lambda: is_gone(pid))
     assert not (settings.state_dir / "redis.json").exists()
 
 
 def test_a_killed_owner_leaves_no_server_and_the_next_one_starts(
-    foreground: subprocess.Popen[bytes], settings: RunnerSettings, eventually: Eventually
+    foreground: subprocess.Popen[bytes], settings: RunnerSettings, eventually: Eventually, is_gone: IsGone
 ) -> None:
     pid = server_pid(settings)
     url = resolve_redis_url(settings)
@@ -156,7 +155,7 @@ def test_a_killed_owner_leaves_no_server_and_the_next_one_starts(
     with EmbeddedRedis(settings.state_dir) as server:
         assert server.pid != pid
         assert get(server.url) == "yes"
-    eventually(lambda: has_gone(pid))
+    eventually(lambda: is_gone(pid))
 
 
 def test_serving_ends_with_an_error_when_the_server_is_gone(

@@ -12,6 +12,7 @@ import pytest
 from runner.child import Child, Spawn
 from runner.embedded_redis import EmbeddedRedis
 from runner.jobs import JobState, WorkerInfo
+from runner.redis_client import build_client
 from runner.settings import RunnerSettings, load_settings
 from runner.spec import RunSpec
 from runner.store import Claim, Store
@@ -300,9 +301,7 @@ def test_an_adapter_made_after_the_lease_was_lost_is_not_published(bench: Bench,
 
 
 @pytest.fixture
-def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedRedis]:
-    # Short, so that a silent server costs replies and not only time.
-    monkeypatch.setattr("runner.redis_client.SOCKET_TIMEOUT_S", 0.5)
+def own_server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     with EmbeddedRedis(tmp_path / "own") as server:
         yield server
 
@@ -311,7 +310,8 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Embe
 def own_bench(
     own_server: EmbeddedRedis, run_spec: RunSpec, settings: RunnerSettings, eventually: Eventually
 ) -> Iterator[Bench]:
-    store = Store.connect(own_server.url)
+    # Short, so that a silent server costs replies and not only time.
+    store = Store(build_client(own_server.url, decode_responses=True, timeout_s=0.3))
     yield Bench(store, run_spec, settings, eventually)
     store.close()
 

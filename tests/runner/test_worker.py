@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 from dramatiq.brokers.redis import RedisBroker
 
@@ -22,6 +21,7 @@ from runner.store import Store
 from runner.worker import PoolWorker
 
 Eventually = Callable[..., None]
+IsGone = Callable[[int], bool]
 
 # A worker as it is in production, but for what it starts as a child.
 WORKER = """
@@ -208,7 +208,11 @@ def test_a_worker_told_to_stop_gives_its_job_to_another_one(
 
 
 def test_a_second_signal_ends_a_worker_at_once_with_its_child(
-    workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+    workers: Workers,
+    child_script: Callable[[str], Path],
+    run_spec: RunSpec,
+    eventually: Eventually,
+    is_gone: IsGone,
 ) -> None:
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nmetrics(os.getpid())\ntime.sleep(100)"
     worker = workers.start(child_script(body))
@@ -221,11 +225,15 @@ def test_a_second_signal_ends_a_worker_at_once_with_its_child(
     worker.send_signal(signal.SIGTERM)
 
     assert worker.wait(20) == 1
-    eventually(lambda: not psutil.pid_exists(child))
+    eventually(lambda: is_gone(child))
 
 
 def test_a_killed_workers_job_resumes_on_another_host(
-    hasty_workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+    hasty_workers: Workers,
+    child_script: Callable[[str], Path],
+    run_spec: RunSpec,
+    eventually: Eventually,
+    is_gone: IsGone,
 ) -> None:
     script = child_script(RESUMING)
     first = hasty_workers.start(script)
@@ -237,7 +245,7 @@ def test_a_killed_workers_job_resumes_on_another_host(
     first.kill()
 
     eventually(lambda: hasty_workers.state(job_id) is JobState.SUCCEEDED, within_s=40)
-    assert not psutil.pid_exists(child)
+    assert is_gone(child)
     events = [stored.event for stored in hasty_workers.store.events(job_id)]
     assert [event.reason for event in events if event.kind == "job_requeued"] == ["host-lost"]
     assert [event.resumed_from_step for event in events if event.kind == "training_started"] == [0, 5]
