@@ -200,12 +200,19 @@ class Store(StoreReader):
 
     # --- what an attempt does ------------------------------------------------------------------------------------
 
-    def claim(self, pool: str, worker: WorkerInfo) -> Claim | None:
-        """Take the best queued job of a pool: highest priority, then longest waiting. None when there is none."""
+    def claim(self, pool: str, worker: WorkerInfo, *, request_id: str | None = None) -> Claim | None:
+        """Take the best queued job of a pool: highest priority, then longest waiting. None when there is none.
+
+        Args:
+            pool: Whose queue.
+            worker: Who takes it.
+            request_id: Unique for one wish. Whoever asks again after an UnavailableError gives the same one, so that a
+                job that was claimed by a call without an answer is not left to run out its lease.
+        """
         event = JobClaimed(worker=worker.name, host=worker.host, device=worker.device, attempt=1)
         status, answer = self._run(
             "claim",
-            write=uuid4().hex,
+            write=request_id or uuid4().hex,
             pool=pool,
             host=worker.host,
             worker=worker.name,
@@ -318,7 +325,7 @@ class Store(StoreReader):
             return self._scripts.run(step, **arguments)
 
     def _requeue(self, job_id: str, *, reason: Literal["host-lost", "worker-stopped"], **more: str) -> tuple[str, Any]:
-        # The step itself fills in the host and who asked for the stop.
+        # The step itself fills in the host, who asked for the stop, and the last checkpoint.
         return self._run(
             "requeue",
             job=job_id,

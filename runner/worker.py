@@ -13,6 +13,7 @@ import threading
 import time
 from datetime import UTC, datetime
 from types import FrameType
+from uuid import uuid4
 
 import dramatiq
 import redis
@@ -119,9 +120,10 @@ class PoolWorker:
                 self._pass_on(pool)
 
     def _claim(self, pool: str) -> Claim | None:
+        request_id = uuid4().hex
         while not self._stopping.is_set():
             try:
-                return self._store.claim(pool, self._info)
+                return self._store.claim(pool, self._info, request_id=request_id)
             except UnavailableError as error:
                 logger.warning("Cannot look for work: %s", error)
                 self._stopping.wait(CLAIM_RETRY_S)

@@ -2,7 +2,8 @@
 local claimed = key("claim", args.write)
 local earlier = redis.call("GET", claimed)
 if earlier then
-    if field(earlier, "claim") == args.write then
+    -- Unless it has been lost again since: then the token is gone, or the claim another one's.
+    if field(earlier, "claim") == args.write and field(earlier, "token") then
         return record(earlier)
     end
     return { "none" }

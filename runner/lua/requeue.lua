@@ -19,6 +19,15 @@ event.host = field(args.job, "host")
 if field(args.job, "state") == "stopping" then
     to, event = "cancelled", cjson.decode(args.cancelled)
     event.by = field(args.job, "stop_requested_by")
+    -- Nobody is there any more who could look for checkpoints; the history knows the last one.
+    local history = redis.call("LRANGE", key("job", args.job, "events"), 0, -1)
+    for index = #history, 1, -1 do
+        local told = cjson.decode(history[index]).event
+        if told.kind == "checkpoint_saved" then
+            event.step, event.checkpoint = told.step, told.path
+            break
+        end
+    end
 end
 if not may_move(args.job, to) then
     return { "illegal", field(args.job, "state") }

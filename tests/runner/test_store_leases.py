@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from runner.events import JobCancelled, JobFailed, JobRequeued, JobSucceeded, Phase, PhaseStarted, RunSummary
+from runner.events import CheckpointSaved, JobCancelled, JobFailed, JobRequeued, JobSucceeded, PhaseStarted
 from runner.jobs import JobRecord, JobState, WorkerInfo
+from runner.reports import Phase, RunSummary
 from runner.store import Claim, LostLease, Store
 
 Submit = Callable[..., JobRecord]
@@ -61,6 +62,30 @@ def test_two_claimants_get_each_of_fifty_jobs_once(
     by_token = [claim.job.id for claim in sorted(claims, key=lambda claim: claim.token)]
     assert by_token == [job.id for job in jobs]
     assert len({claim.token for claim in claims}) == 50
+
+
+def test_a_claim_that_is_asked_for_again_is_one_claim(
+    store: Store, submit_job: Submit, some_worker: WorkerInfo
+) -> None:
+    first, second = submit_job(), submit_job()
+
+    claims = [store.claim(some_worker.pool, some_worker, request_id="same") for _ in range(2)]
+
+    assert claims[0] is not None
+    assert claims[0].job.id == first.id
+    assert claims[1] == claims[0]
+    assert store.get(second.id).state is JobState.QUEUED
+
+
+def test_a_claim_that_is_asked_for_again_after_its_lease_finds_nothing(
+    store: Store, brief: Store, submit_job: Submit, some_worker: WorkerInfo
+) -> None:
+    job = submit_job()
+    brief.claim(some_worker.pool, some_worker, request_id="same")
+    expired(brief)
+
+    assert store.claim(some_worker.pool, some_worker, request_id="same") is None
+    assert store.get(job.id).state is JobState.QUEUED
 
 
 def test_every_attempt_has_a_greater_token(store: Store, submit_job: Submit, some_worker: WorkerInfo) -> None:
@@ -233,13 +258,29 @@ def test_a_stopping_job_of_a_silent_host_becomes_cancelled(
     store: Store, brief: Store, submit_job: Submit, some_worker: WorkerInfo
 ) -> None:
     job = submit_job()
-    claim_by(brief, some_worker)
+    claim = claim_by(brief, some_worker)
+    for step in (10, 20):
+        store.append(claim, CheckpointSaved(step=step, path=f"/out/checkpoint-{step}"))
     store.request_stop(job.id, "U2")
 
     assert [moved.state for moved in expired(brief)] == [JobState.CANCELLED]
     last = store.events(job.id)[-1].event
     assert isinstance(last, JobCancelled)
-    assert last.by == "U2"
+    assert (last.by, last.step, last.checkpoint) == ("U2", 20, "/out/checkpoint-20")
+
+
+def test_a_stopping_job_of_a_silent_host_without_a_checkpoint_names_none(
+    store: Store, brief: Store, submit_job: Submit, some_worker: WorkerInfo
+) -> None:
+    job = submit_job()
+    claim_by(brief, some_worker)
+    store.request_stop(job.id, "U2")
+    expired(brief)
+
+    last = store.events(job.id)[-1].event
+
+    assert isinstance(last, JobCancelled)
+    assert (last.step, last.checkpoint) == (None, None)
 
 
 def test_several_reconcilers_at_once_expire_a_lease_once(
