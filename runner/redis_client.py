@@ -12,15 +12,21 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ClusterDownError, NoPermissionError, TryAgainError
 from redis.retry import Retry
 
 from runner.errors import UnavailableError
 
 SOCKET_TIMEOUT_S = 10.0
-"""Longer than the longest blocking read (`runner.store.MAX_BLOCK_MS`)."""
+"""Longer than the longest blocking read (`runner.store_reading.MAX_BLOCK_MS`)."""
 CONNECT_TIMEOUT_S = 5.0
 RETRIES = 8
 """With pauses of 0.05 s doubling to 1 s: a Redis that restarts within about 5 s is never noticed."""
+
+_REFUSALS = (redis.ReadOnlyError, redis.OutOfMemoryError, NoPermissionError, ClusterDownError, TryAgainError)
+_NOT_NOW = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE")
+"""First words of replies by which a server refuses work for a while: its disk is full, its replicas are gone, a script
+of somebody else's hangs. redis-py has no class of their own for them."""
 
 
 def build_client(
@@ -57,7 +63,10 @@ def build_client(
 
 def without_password(url: str) -> str:
     """The same URL, fit for a log or a message."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # Nobody can tell where its password would stand.
+        return f"{url.partition('://')[0]}://…"
     if parts.password is None:
         return url
     return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
@@ -65,15 +74,24 @@ def without_password(url: str) -> str:
 
 @contextmanager
 def redis_at_hand() -> Iterator[None]:
-    """Turn every way in which Redis can be away or full into one error; programming errors pass through.
+    """Turn every way in which Redis can be away, full or unwilling into one error; programming errors pass through.
 
     Raises:
-        UnavailableError: No answer after all retries, refused credentials, a read-only replica, or no memory left.
+        UnavailableError: No answer after all retries, refused credentials or permissions, a read-only replica, no
+            memory or disk left, or a cluster or replication that is down.
     """
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
-        raise UnavailableError(
-            f"Redis does not answer as it should: {error}",
-            hint="Check that it runs, that REDIS_URL is right, and that it has memory left.",
-        ) from error
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise _unavailable(error) from error
+    except redis.ResponseError as error:
+        if isinstance(error, _REFUSALS) or str(error).startswith(_NOT_NOW):
+            raise _unavailable(error) from error
+        raise
+
+
+def _unavailable(error: redis.RedisError) -> UnavailableError:
+    return UnavailableError(
+        f"Redis does not answer as it should: {error}",
+        hint="Check that it runs, that REDIS_URL is right, and that it has memory and disk left.",
+    )

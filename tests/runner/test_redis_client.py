@@ -7,12 +7,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 
 from runner.embedded_redis import EmbeddedRedis
 from runner.errors import UnavailableError
 from runner.redis_client import build_client, redis_at_hand, without_password
+from runner.spec import RunSpec
+from runner.store import Store
 
 
 @pytest.fixture
@@ -53,9 +57,60 @@ def test_a_server_without_memory_is_unavailable(server: EmbeddedRedis) -> None:
     client.close()
 
 
+def test_a_server_that_refuses_writes_for_want_of_replicas_is_unavailable(server: EmbeddedRedis) -> None:
+    client = build_client(server.url, decode_responses=True)
+    client.config_set("min-replicas-to-write", "1")
+
+    with pytest.raises(UnavailableError, match="NOREPLICAS"), redis_at_hand():
+        client.set("key", "value")
+    client.close()
+
+
+def test_a_step_of_the_store_that_the_server_refuses_is_unavailable_and_leaves_nothing(
+    server: EmbeddedRedis, run_spec: RunSpec
+) -> None:
+    store = Store.connect(server.url)
+    store.client.config_set("min-replicas-to-write", "1")
+
+    with pytest.raises(UnavailableError, match="NOREPLICAS"):
+        store.submit(run_spec, submitted_by="U1", origin={}, request_id="r1")
+
+    assert store.client.dbsize() == 0
+    store.close()
+
+
+def test_a_user_without_permission_is_told_so(server: EmbeddedRedis) -> None:
+    client = build_client(server.url, decode_responses=True)
+    client.acl_setuser("reader", enabled=True, passwords="+local", categories=["+@read"])
+    reader = build_client(
+        server.url.replace("//:", "//reader:").replace(password_of(server), "local"), decode_responses=True
+    )
+
+    with pytest.raises(UnavailableError, match="permission"), redis_at_hand():
+        reader.set("key", "value")
+    reader.close()
+    client.close()
+
+
+def test_a_mistake_of_ours_is_no_missing_redis(server: EmbeddedRedis) -> None:
+    client = build_client(server.url, decode_responses=True)
+    client.set("key", "value")
+
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"), redis_at_hand():
+        client.lpush("key", "value")
+    client.close()
+
+
+def password_of(server: EmbeddedRedis) -> str:
+    password = urlsplit(server.url).password
+    assert password is not None
+    return password
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
+        ("redis://:secret@[::1", "redis://…"),
         ("redis://:secret@host:1/0", "redis://:***@host:1/0"),
         ("rediss://user:se%40cret@host/0", "rediss://user:***@host/0"),
         ("redis://host:1/0", "redis://host:1/0"),
