@@ -17,7 +17,6 @@ from runner.events import (
     ConfigLoaded,
     DataMixed,
     Evaluated,
-    FailedRung,
     FinalEvent,
     JobCancelled,
     JobClaimed,
@@ -27,7 +26,6 @@ from runner.events import (
     JobSucceeded,
     MetricsLogged,
     ModelLoaded,
-    Phase,
     PhaseStarted,
     RungFailed,
     StopRequested,
@@ -37,6 +35,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
+from runner.reports import FailedRung, Phase
 
 
 @dataclass(frozen=True, slots=True)

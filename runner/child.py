@@ -55,20 +55,15 @@ def training_command(run_dir: Path) -> list[str]:
 def child_environment(settings: RunnerSettings, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """This process's environment without what a child must not know, with the folders of this host."""
     kept = {name: value for name, value in environ.items() if name != "REDIS_URL" and not name.startswith("SLACK_")}
-    # Threads that wait in a busy loop keep others from the core: two trainings on two cores take 1.4 times as long.
-    return (
-        {"OMP_WAIT_POLICY": "PASSIVE"}
-        | kept
-        | {
-            "QLORA_STATE_DIR": str(settings.state_dir),
-            "QLORA_PROJECTS_DIR": str(settings.projects_dir),
-            "QLORA_MODELS_ROOT": str(settings.models_root),
-            "QLORA_OUTPUT_ROOT": str(settings.output_root),
-            # What a crashing child printed last must be in its log, native stack included.
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONFAULTHANDLER": "1",
-        }
-    )
+    return kept | {
+        "QLORA_STATE_DIR": str(settings.state_dir),
+        "QLORA_PROJECTS_DIR": str(settings.projects_dir),
+        "QLORA_MODELS_ROOT": str(settings.models_root),
+        "QLORA_OUTPUT_ROOT": str(settings.output_root),
+        # What a crashing child printed last must be in its log, native stack included.
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+    }
 
 
 def spawn_training(settings: RunnerSettings) -> Spawn:
@@ -154,9 +149,7 @@ class Child:
                 if time.monotonic() > exit_deadline:
                     logger.info("Child %d did not exit after its last event; killing it.", self.pid)
                     self.kill()
-            if (
-                ready
-            ):  # The pipe is closed but the child is not gone yet: there is nothing more to wait for but its exit.
+            if ready:  # The pipe is closed, the child not yet gone: there is nothing more to wait for but its exit.
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(tick_s)
             yield None

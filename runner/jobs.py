@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from runner.events import Record, RunSummary
+from runner.reports import Record, RunSummary
 from runner.spec import RunSpec
 
 Priority = Literal["low", "normal", "high"]

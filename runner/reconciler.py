@@ -18,6 +18,8 @@ from runner.store import Store
 
 _log = logging.getLogger(__name__)
 
+MAX_INTERVAL_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
@@ -32,8 +34,8 @@ class Reconciliation:
 def reconcile(store: Store, broker: RedisBroker) -> Reconciliation:
     """Look once.
 
-    After a restart or a failover of Redis nobody is called dead for one lease period: while it was away nobody could
-    renew. The first pass on a new server waits as well.
+    After a restart, a failover or an outage of Redis nobody is called dead for one lease period: while it was away
+    nobody could renew. The first pass on a new server waits as well.
 
     Raises:
         UnavailableError: Redis does not answer.
@@ -51,24 +53,26 @@ def reconcile(store: Store, broker: RedisBroker) -> Reconciliation:
     return Reconciliation(expired, tickets)
 
 
+def look_every_s(lease_s: float) -> float:
+    """Seconds between two looks of a reconciler, or two announcements of a worker: thrice a lease at least."""
+    return min(MAX_INTERVAL_S, lease_s / 3)
+
+
 class Reconciler(threading.Thread):
     """Looks again and again until told to stop; outlives a Redis that is away.
 
     Args:
         store: Shared with others or its own.
         broker: As above.
-        interval_s: Seconds between two passes.
-        stop: Set to end it; `close` does so and waits.
+        interval_s: Seconds between two passes; `look_every_s` of the store's leases when absent.
     """
 
-    def __init__(
-        self, store: Store, broker: RedisBroker, *, interval_s: float = 10.0, stop: threading.Event | None = None
-    ) -> None:
+    def __init__(self, store: Store, broker: RedisBroker, *, interval_s: float | None = None) -> None:
         super().__init__(name="reconciler", daemon=True)
         self._store = store
         self._broker = broker
-        self._interval_s = interval_s
-        self._stop_event = stop or threading.Event()
+        self._interval_s = look_every_s(store.lease_s) if interval_s is None else interval_s
+        self._stop_event = threading.Event()
 
     def run(self) -> None:
         """Look at once, then every `interval_s`."""

@@ -19,7 +19,7 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
     claim:<id>          string  job id, for claims that come twice; expires
     worker:<name>       string  JSON `WorkerInfo`; expires
     workers             set     names of workers
-    server              hash    run id of the Redis process, and since when it has been known
+    server              hash    run id of the Redis process, since when it has been at hand, and when it was asked last
 """
 
 from __future__ import annotations
@@ -292,10 +292,14 @@ class Store(StoreReader):
         return moved
 
     def settled_s(self) -> float:
-        """Seconds since this very Redis process was first asked: small after a restart or a failover."""
+        """Seconds for which Redis has been at hand: small after a restart, a failover, or an outage for everybody.
+
+        Every reconciler asks, several times a lease, so two thirds of a lease without a question mean that none of them
+        reached it. Then no attempt could renew its lease either.
+        """
         with redis_at_hand():
             info: Any = self.client.info("server")
-        _, seconds = self._run("settled", run=info["run_id"])
+        _, seconds = self._run("settled", run=info["run_id"], pause_us=self._lease_us * 2 // 3)
         return float(seconds)
 
     # --- what a worker does ---------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from runner.errors import UnavailableError
-from runner.events import FinalEvent, JobCancelled, JobFailed, JobSucceeded, RunSummary
+from runner.events import FinalEvent, JobCancelled, JobFailed, JobSucceeded
 from runner.jobs import JobRecord
+from runner.reports import RunSummary
 from runner.spec import RunSpec
 
 SCHEMA_VERSION = 1

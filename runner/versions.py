@@ -13,7 +13,8 @@ from functools import cache
 from importlib import metadata, resources
 from typing import Literal
 
-from runner.events import PackageVersion, VersionsReported
+from runner.events import VersionsReported
+from runner.reports import PackageVersion
 
 PACKAGES = ("transformers", "bitsandbytes", "peft", "torch", "accelerate", "datasets", "trl")
 """What a report lists, in this order."""

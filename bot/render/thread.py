@@ -23,15 +23,14 @@ from runner.events import (
     JobQueued,
     JobRequeued,
     JobSucceeded,
-    LoadReceipt,
     ModelLoaded,
-    PackageVersion,
     RungFailed,
     StoredEvent,
     TrainingStarted,
     VersionsReported,
 )
 from runner.jobs import JobRecord
+from runner.reports import LoadReceipt, PackageVersion
 
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
 ERROR_LIMIT = 2_500

@@ -19,7 +19,7 @@ from bot.workspace.rate_limits import RateLimits
 from bot.workspace.records import Message
 from bot.workspace.state import BOT_USER
 from runner.errors import UsageError
-from runner.events import Record
+from runner.reports import Record
 
 LONGEST_WAIT_S = 60.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Literal
 
-from runner.events import Record
+from runner.reports import Record
 
 FaultKind = Literal["rate_limited", "server_error", "dropped_request", "dropped_reply", "delayed"]
 DisconnectKind = Literal["refresh", "warning", "close", "reset"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from runner.events import Record
+from runner.reports import Record
 
 
 class User(Record):

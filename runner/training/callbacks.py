@@ -12,7 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from typing_extensions import override
 
 from runner.errors import TrainingError
-from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, Resolved, TrainingStarted
+from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, TrainingStarted
+from runner.reports import Resolved
 from runner.training.checkpoints import mark_complete, remove_old_checkpoints
 from runner.training.stopping import StopSwitch
 

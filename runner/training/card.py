@@ -6,15 +6,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from runner.events import (
-    RUNG_WORDS,
-    AdapterVerified,
-    DataMixed,
-    Evaluated,
-    LoadReceipt,
-    RunSummary,
-    VersionsReported,
-)
+from runner.events import AdapterVerified, DataMixed, Evaluated, VersionsReported
+from runner.reports import RUNG_WORDS, LoadReceipt, RunSummary
 from runner.spec import RunSpec
 from runner.training.data import Mix
 

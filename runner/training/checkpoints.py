@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.events import Rung
+from runner.reports import Rung
 from runner.spec import RunSpec
 from runner.training.data import Mix
 

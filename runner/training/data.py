@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.errors import DatasetError
-from runner.events import DataMixed, ShareReport
+from runner.events import DataMixed
+from runner.reports import ShareReport
 from runner.rows import RowFile, read_rows
 from runner.spec import DatasetShare, RunSpec
 from runner.training.encoding import PLAIN_CHAT_TEMPLATE, EncodedRow, encode_rows

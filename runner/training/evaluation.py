@@ -12,7 +12,8 @@ import torch
 from transformers import GenerationConfig
 
 from runner.errors import DatasetError
-from runner.events import Evaluated, ExactMatch, Sample
+from runner.events import Evaluated
+from runner.reports import ExactMatch, Sample
 from runner.spec import RunSpec
 from runner.training.data import read_datasets
 from runner.training.encoding import encode_question, encode_texts

@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from runner.errors import DiskFullError, MemoryExhaustedError, ModelAccessError, ModelFilesError, TrainingError
-from runner.events import FailedRung, Rung
 from runner.redaction import redact
+from runner.reports import FailedRung, Rung
 
 _REASON_LENGTH = 300
 

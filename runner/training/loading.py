@@ -20,18 +20,9 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from runner.errors import LadderError, MemoryExhaustedError
-from runner.events import (
-    RUNG_WORDS,
-    ChildEvent,
-    FailedRung,
-    LoadReceipt,
-    ModelLoaded,
-    Phase,
-    PhaseStarted,
-    Rung,
-    RungFailed,
-)
+from runner.events import ChildEvent, ModelLoaded, PhaseStarted, RungFailed
 from runner.redaction import redact
+from runner.reports import RUNG_WORDS, FailedRung, LoadReceipt, Phase, Rung
 from runner.spec import RunSpec
 from runner.training.accelerator import choose_compute_dtype, choose_device, fits_in_memory
 from runner.training.base_model import BaseModel, locate_base_model

@@ -17,18 +17,8 @@ from typing import Any
 import torch
 
 from runner.errors import DiskFullError, MemoryExhaustedError
-from runner.events import (
-    AdapterSaved,
-    ChildEvent,
-    Evaluated,
-    LoadReceipt,
-    Phase,
-    PhaseStarted,
-    RunInterrupted,
-    RunSucceeded,
-    RunSummary,
-    parse_event,
-)
+from runner.events import AdapterSaved, ChildEvent, Evaluated, PhaseStarted, RunInterrupted, RunSucceeded, parse_event
+from runner.reports import LoadReceipt, Phase, RunSummary
 from runner.spec import RunSpec
 from runner.training.adapter import ADAPTER, LOSS_PLOT, git_revision, plot_loss, save_adapter, write_documents
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep

@@ -12,7 +12,7 @@ from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt, Params
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from runner.events import Rung
+from runner.reports import Rung
 
 
 class EffectiveRungError(Exception):

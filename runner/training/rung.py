@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from runner.errors import ConfigError, ModelFilesError
-from runner.events import Rung
+from runner.reports import Rung
 from runner.spec import ProjectSpec
 from runner.training.base_model import BaseModel
 from runner.training.config_guard import ConfigGuard

@@ -16,7 +16,7 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from runner.events import Resolved
+from runner.reports import Resolved
 from runner.spec import RunSpec, Training
 from runner.training.checkpoints import Checkpoint
 from runner.training.data import Mix

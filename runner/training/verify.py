@@ -21,8 +21,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from runner.errors import AdapterError, QLoRAError
-from runner.events import AdapterVerified, LoadReceipt
+from runner.events import AdapterVerified
 from runner.redaction import redact
+from runner.reports import LoadReceipt
 from runner.spec import RunSpec
 from runner.training.lora import without_peft_noise
 

@@ -18,22 +18,16 @@ from runner.events import (
     ConfigLoaded,
     DataMixed,
     Evaluated,
-    ExactMatch,
-    LoadReceipt,
     MetricsLogged,
     ModelLoaded,
-    PackageVersion,
-    Phase,
     PhaseStarted,
     RunSucceeded,
-    RunSummary,
-    Sample,
-    ShareReport,
     TokenizerLoaded,
     TrainingStarted,
     VersionsReported,
 )
 from runner.jobs import WorkerInfo
+from runner.reports import ExactMatch, LoadReceipt, PackageVersion, Phase, RunSummary, Sample, ShareReport
 from runner.spec import Evaluation, RunSpec
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)

@@ -10,21 +10,15 @@ from runner.events import (
     ChildEvent,
     DataMixed,
     Evaluated,
-    ExactMatch,
-    FailedRung,
-    LoadReceipt,
     MetricsLogged,
     ModelLoaded,
-    Phase,
     PhaseStarted,
     RungFailed,
     RunInterrupted,
     RunSucceeded,
-    RunSummary,
-    Sample,
-    ShareReport,
     TrainingStarted,
 )
+from runner.reports import ExactMatch, FailedRung, LoadReceipt, Phase, RunSummary, Sample, ShareReport
 
 FAILED = FailedRung(rung="4bit", error_class="RuntimeError", reason="RuntimeError: no kernel")
 RECEIPT = LoadReceipt(

@@ -13,11 +13,12 @@ import pytest
 from dramatiq.brokers.redis import RedisBroker
 
 from runner.embedded_redis import EmbeddedRedis
-from runner.events import Phase, PhaseStarted
+from runner.events import PhaseStarted
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.queue import build_broker, issue_ticket, queue_name, tickets_waiting
 from runner.reconciler import Reconciler, reconcile
 from runner.redis_client import build_client
+from runner.reports import Phase
 from runner.spec import RunSpec
 from runner.store import Store
 

@@ -10,19 +10,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from runner.errors import JobError, UnavailableError
-from runner.events import (
-    JobCancelled,
-    JobClaimed,
-    JobFailed,
-    JobQueued,
-    JobSucceeded,
-    Phase,
-    PhaseStarted,
-    RunSummary,
-    StopRequested,
-)
+from runner.events import JobCancelled, JobClaimed, JobFailed, JobQueued, JobSucceeded, PhaseStarted, StopRequested
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.redis_client import build_client
+from runner.reports import Phase, RunSummary
 from runner.spec import RunSpec
 from runner.store import Store
 

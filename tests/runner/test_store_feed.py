@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from runner.events import MetricsLogged, Phase, PhaseStarted
+from runner.events import MetricsLogged, PhaseStarted
 from runner.jobs import JobRecord, WorkerInfo
+from runner.reports import Phase
 from runner.store import Claim, Store
 
 Submit = Callable[..., JobRecord]

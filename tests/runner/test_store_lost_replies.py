@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from runner.errors import JobError
-from runner.events import JobCancelled, JobFailed, Phase, PhaseStarted
+from runner.events import JobCancelled, JobFailed, PhaseStarted
 from runner.jobs import JobRecord, JobState, WorkerInfo
+from runner.reports import Phase
 from runner.spec import RunSpec
 from runner.store import Claim, Store
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from runner.errors import JobError
-from runner.events import JobCancelled, JobFailed, JobSucceeded, RunSummary
+from runner.events import JobCancelled, JobFailed, JobSucceeded
 from runner.jobs import FINAL_STATES, TRANSITIONS, JobRecord, JobState, WorkerInfo
+from runner.reports import RunSummary
 from runner.store import Claim, IllegalMoveError, Store
 
 Submit = Callable[..., JobRecord]

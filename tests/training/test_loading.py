@@ -19,7 +19,8 @@ from runner.errors import (
     ModelFilesError,
     TrainingError,
 )
-from runner.events import ChildEvent, LoadReceipt, ModelLoaded, RungFailed
+from runner.events import ChildEvent, ModelLoaded, RungFailed
+from runner.reports import LoadReceipt
 from runner.spec import RunSpec
 from runner.training import accelerator, loading
 from runner.training.loading import load_on_rung, protected_load

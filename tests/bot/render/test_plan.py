@@ -22,7 +22,6 @@ from runner.events import (
     JobRequeued,
     JobSucceeded,
     MetricsLogged,
-    Phase,
     PhaseStarted,
     RunSucceeded,
     StopRequested,
@@ -30,6 +29,7 @@ from runner.events import (
     TrainingStarted,
 )
 from runner.jobs import JobRecord
+from runner.reports import Phase
 from runner.spec import RunSpec
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)

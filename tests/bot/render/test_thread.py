@@ -17,7 +17,6 @@ from runner.events import (
     ChildEvent,
     DataMixed,
     Evaluated,
-    FailedRung,
     JobCancelled,
     JobClaimed,
     JobFailed,
@@ -29,7 +28,6 @@ from runner.events import (
     PhaseStarted,
     RungFailed,
     RunSucceeded,
-    Sample,
     StopRequested,
     StoredEvent,
     TokenizerLoaded,
@@ -37,6 +35,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
+from runner.reports import FailedRung, Sample
 from runner.spec import RunSpec
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)

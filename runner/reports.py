@@ -1,0 +1,155 @@
+"""What events and job records are made of: the ladder's rungs, and the figures that an attempt reports. Pure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Rung = Literal["4bit", "8bit", "none"]
+"""A rung of the quantization ladder: NF4 or FP4, LLM.int8, or unquantized."""
+
+RUNG_WORDS: dict[Rung, str] = {"4bit": "4-bit quantization", "8bit": "8-bit quantization", "none": "no quantization"}
+
+
+class Phase(StrEnum):
+    """The stations of an attempt, in order."""
+
+    VERSIONS = "versions"
+    TOKENIZER = "tokenizer"
+    CONFIG = "config"
+    MODEL = "model"
+    DATA = "data"
+    BASELINE = "baseline"
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+    SAVING = "saving"
+    VERIFYING = "verifying"
+
+
+class Record(BaseModel):
+    """Immutable, strict about its keys, with attribute docstrings as field descriptions."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        defer_build=True,  # a process builds only what it uses: half of the bot's import time
+        # A diverged run has losses that are no numbers; as null, pydantic's default, nobody could read them back.
+        ser_json_inf_nan="strings",
+    )
+
+
+class PackageVersion(Record):
+    """One library, installed against tested."""
+
+    name: str
+    """Distribution name, such as `transformers`."""
+    installed: str | None
+    """Installed version, None when it is missing."""
+    tested: str | None
+    """The version in the nearest stack file, None when that stack does not name it."""
+    difference: Literal["same", "patch", "minor", "major", "missing", "untested"]
+    """How far installed is from tested."""
+
+
+class FailedRung(Record):
+    """A rung of the ladder that did not hold."""
+
+    rung: Rung
+    error_class: str
+    reason: str
+    """First line of the error, tokens redacted."""
+
+
+class LoadReceipt(Record):
+    """What was really loaded, counted on the modules and not taken from a flag."""
+
+    rung: Rung
+    """The rung that holds."""
+    rung_asked: Rung
+    """The first rung of the project's ladder."""
+    failed: tuple[FailedRung, ...] = ()
+    """Rungs above that did not hold, in the order tried."""
+    linear_modules: int
+    """Linear modules of the model, whatever their class, `lm_head` included."""
+    quantized_modules: int
+    """Of these, modules that are Linear4bit (rung 4bit) or Linear8bitLt (rung 8bit)."""
+    total_parameters: int
+    """Logical parameters of the base model: a 4-bit weight counts its unpacked elements."""
+    quantized_parameters: int
+    """Of these, parameters that are held quantized."""
+    model_bytes: int
+    """Bytes of all parameters and buffers as held in memory, quantization state included."""
+    compute_dtype: str
+    """Such as `bfloat16`."""
+    device: str
+    load_s: float
+    """Seconds from the start of the first rung to the end of the probe of the one that holds."""
+    probe_loss: float
+    """Loss of the tiny forward pass."""
+    probe_grad_norm: float
+    """Gradient norm of the tiny backward pass at the embedding output; greater than 0."""
+    config_class: str
+    guard_interceptions: int = 0
+    """How often something assigned a dict over a Config object and was turned away, so far."""
+
+
+class ShareReport(Record):
+    """What one dataset of one trait really contributed."""
+
+    trait_type: str
+    dataset_id: int
+    dataset_name: str
+    percentage: float
+    rows_available: int
+    rows_used: int
+    trained_tokens: int
+    """Tokens of these rows that carry loss, after truncation."""
+
+
+class Resolved(Record):
+    """A setting as it will be used, and who decided it."""
+
+    name: str
+    """The PEFT / TRL name."""
+    value: str
+    origin: Literal["default", "project", "override", "host"]
+
+
+class Sample(Record):
+    """One prompt and what the model answered, greedily."""
+
+    prompt: str
+    completion: str
+
+
+class ExactMatch(Record):
+    """How many completions of one dataset's prompts are right to the letter."""
+
+    dataset_id: int
+    dataset_name: str
+    correct: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Correct of total, 0 to 1."""
+        return self.correct / self.total if self.total else 0.0
+
+
+class RunSummary(Record):
+    """The outcome of an attempt that trained to its end."""
+
+    rung: Rung
+    steps: int
+    loss_first: float
+    loss_last: float
+    train_s: float
+    """Seconds in the training loop of this attempt."""
+    duration_s: float
+    """Seconds of this attempt from the start of the child."""
+    guard_interceptions: int
+    """Dict assignments over a Config object that were turned away, in the whole run."""
