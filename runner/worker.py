@@ -25,7 +25,7 @@ from runner.embedded_redis import resolve_redis_url
 from runner.errors import UnavailableError
 from runner.jobs import WorkerInfo
 from runner.queue import build_broker, issue_ticket, queue_name
-from runner.reconciler import Reconciler
+from runner.reconciler import Reconciler, look_every_s
 from runner.settings import RunnerSettings
 from runner.store import Claim, Store
 from runner.supervisor import AttemptEnd, run_attempt
@@ -35,10 +35,8 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 CLAIM_RETRY_S = 1.0
-MAX_INTERVAL_S = 10.0
-"""The longest pause between two announcements or two looks of the reconciler; shorter where leases are."""
-SHUTDOWN_MS = 3000
-"""How long Dramatiq's threads have to end once no attempt runs any more; without Redis they would try for ever."""
+SHUTDOWN_S = 3.0
+"""How long the threads have to end once no attempt runs any more; without Redis they would try for ever."""
 
 
 class PoolWorker:
@@ -74,6 +72,7 @@ class PoolWorker:
             last_seen_at=now,
         )
         self._changed = threading.Event()
+        self._leaving = False
         declare_look_for_work(self._broker, pool, self.look_for_work)
         self._dramatiq = dramatiq.Worker(self._broker, queues={queue_name(pool)}, worker_threads=1)
         # Set here and not by Dramatiq's environment variables, so that nobody's environment can change them. One
@@ -87,9 +86,8 @@ class PoolWorker:
 
     def run(self) -> None:
         """Work until `stop`: then a running job writes its checkpoint and goes back to the queue."""
-        interval_s = min(MAX_INTERVAL_S, self._settings.lease_s / 3)
-        announcer = threading.Thread(target=self._announce, args=(interval_s,), name="announcer", daemon=True)
-        reconciler = Reconciler(self._store, self._broker, interval_s=interval_s)
+        announcer = threading.Thread(target=self._announce, name="announcer", daemon=True)
+        reconciler = Reconciler(self._store, self._broker)
         announcer.start()
         self._dramatiq.start()
         reconciler.start()
@@ -99,10 +97,11 @@ class PoolWorker:
                 time.sleep(POLL_S)
         finally:
             self._stopping.set()
-            self._changed.set()
             logger.info("Worker %s stops.", self._info.name)
             with self._looking:  # Held by whoever runs a job, which ends soon now.
                 pass
+            self._leaving = True
+            self._changed.set()
             self._end(announcer, reconciler)
 
     def look_for_work(self, pool: str) -> None:
@@ -141,24 +140,31 @@ class PoolWorker:
         self._info = self._info.model_copy(update={"job_id": job_id})
         self._changed.set()
 
-    def _announce(self, interval_s: float) -> None:
-        while not self._stopping.is_set():
-            self._changed.clear()
+    def _announce(self) -> None:
+        """Keep this worker on the list of live ones, and take it off when it leaves."""
+        while not self._leaving:
             try:
                 self._store.announce(self._info.model_copy(update={"last_seen_at": datetime.now(UTC)}))
             except UnavailableError as error:
                 logger.warning("Worker %s cannot announce itself: %s", self._info.name, error)
-            self._changed.wait(interval_s)
+            self._changed.wait(look_every_s(self._store.lease_s))
+            self._changed.clear()
+        try:
+            self._store.withdraw(self._info.name)
+        except UnavailableError as error:
+            # Nothing is lost: an announcement runs out by itself.
+            logger.warning("Worker %s could not say goodbye: %s", self._info.name, error)
 
     def _end(self, announcer: threading.Thread, reconciler: Reconciler) -> None:
+        deadline = time.monotonic() + SHUTDOWN_S
         try:
-            self._dramatiq.stop(timeout=SHUTDOWN_MS)
-            reconciler.close(SHUTDOWN_MS / 1000)
-            announcer.join(SHUTDOWN_MS / 1000)
-            self._store.withdraw(self._info.name)
-        except (redis.RedisError, UnavailableError) as error:
-            # Nothing is lost: leases and announcements run out by themselves.
-            logger.warning("Worker %s could not say goodbye: %s", self._info.name, error)
+            self._dramatiq.stop(timeout=int(SHUTDOWN_S * 1000))
+        except redis.RedisError as error:
+            logger.warning(
+                "The tickets of worker %s could not be given back, a reconciler will: %s", self._info.name, error
+            )
+        reconciler.close(max(0.0, deadline - time.monotonic()))
+        announcer.join(max(0.0, deadline - time.monotonic()))
         self._broker.close()
         self._broker.client.close()
         self._store.close()

@@ -58,7 +58,7 @@ def test_no_ticket_is_issued_where_nothing_is_queued(
 def test_a_job_of_a_silent_host_gets_its_place_and_a_ticket(
     store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo, eventually: Eventually
 ) -> None:
-    brief = Store(store.client, lease_s=0.05)
+    brief = Store(store.client, lease_s=0.5)
     job = submit_job()
     brief.claim(some_worker.pool, some_worker)
 
@@ -124,6 +124,23 @@ def test_a_killed_redis_loses_nothing_and_costs_nobody_his_lease(
         assert lost == [dead.job.id]
         store.close()
         broker.client.close()
+
+
+def test_an_outage_for_everybody_costs_nobody_his_lease(
+    store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo, eventually: Eventually
+) -> None:
+    brief = Store(store.client, lease_s=0.6)
+    eventually(lambda: reconcile(brief, broker) and brief.settled_s() > brief.lease_s)
+    submit_job()
+    claim = brief.claim(some_worker.pool, some_worker)
+    assert claim is not None
+
+    # Nobody reaches Redis for longer than a lease, and the first to come back is a reconciler.
+    back_at = time.monotonic() + brief.lease_s
+    eventually(lambda: time.monotonic() > back_at)
+
+    assert reconcile(brief, broker).expired == ()
+    assert brief.renew(claim).owned is True
 
 
 def test_the_reconciler_outlives_a_redis_that_is_away(
