@@ -10,16 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import dramatiq
-from dramatiq.brokers.redis import MAINTENANCE_SCALE, RedisBroker
+from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Retries, ShutdownNotifications, TimeLimit
 
 from runner.redis_client import build_client, redis_at_hand
 
 ACTOR_NAME = "look_for_work"
 """The actor that takes tickets (`runner.actors`); its one argument is `pool`."""
-
-HEARTBEAT_TIMEOUT_MS = 60_000
-"""A broker silent for longer loses its tickets to others. Every caller decides with its own value, so there is one."""
 
 
 def queue_name(pool: str) -> str:
@@ -31,8 +28,8 @@ def build_broker(url: str) -> RedisBroker:
     """Build the broker; the bot, the workers and the reconciler all use this one.
 
     No retries and no time limit unless an actor asks for them: a ticket is never worth a second try, and a training may
-    take days. Maintenance saves the tickets of dead workers and goes with every command: at Dramatiq's own one in a
-    thousand, an idle worker takes minutes to get there.
+    take days. The tickets that a dead worker held need no care: the reconciler issues others long before Dramatiq
+    gives these back.
 
     Raises:
         UnavailableError: The URL cannot be meant.
@@ -40,8 +37,6 @@ def build_broker(url: str) -> RedisBroker:
     return RedisBroker(  # type: ignore[no-untyped-call]  # Dramatiq leaves it untyped
         client=build_client(url, decode_responses=False),
         middleware=[TimeLimit(time_limit=float("inf")), ShutdownNotifications(), Retries(max_retries=0)],
-        maintenance_chance=MAINTENANCE_SCALE,
-        heartbeat_timeout=HEARTBEAT_TIMEOUT_MS,
     )
 
 

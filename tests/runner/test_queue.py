@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dramatiq
-import redis
 from dramatiq.brokers.redis import RedisBroker
 
 from runner.embedded_redis import EmbeddedRedis
@@ -80,20 +79,6 @@ def test_an_actor_that_raises_is_not_tried_again(broker: RedisBroker, eventually
 
     assert seen == ["cpu"]
     assert broker.do_qsize(queue_name("cpu")) == 0
-
-
-def test_a_ticket_of_a_dead_worker_comes_back_with_the_next_command(valkey_url: str, redis_client: redis.Redis) -> None:
-    dead, alive = build_broker(valkey_url), build_broker(valkey_url)
-    issue_ticket(dead, "cpu")
-    assert len(dead.do_fetch(queue_name("cpu"), 1)) == 1
-    # Its last sign of life, an hour ago.
-    redis_client.zadd("dramatiq:__heartbeats__", {dead.broker_id: 1})
-
-    alive.do_fetch(queue_name("cpu"), 0)
-
-    assert tickets_waiting(alive, "cpu") == 1
-    for each in (dead, alive):
-        each.client.close()
 
 
 def test_a_worker_goes_on_after_redis_was_killed_and_came_back(tmp_path: Path, eventually: Eventually) -> None:
