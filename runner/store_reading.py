@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import redis
@@ -46,23 +47,22 @@ class StoreReader:
 
     def jobs(self, limit: int = 20, states: Iterable[JobState] | None = None) -> list[JobRecord]:
         """Read the newest jobs first, all or those in some states."""
-        newest: list[tuple[float, str]] = []
-        with redis_at_hand():
+        # In one moment: a job that moves meanwhile must be seen in neither two states nor none.
+        with redis_at_hand(), self.client.pipeline(transaction=True) as moment:
             for state in JobState if states is None else states:
-                rows: Any = self.client.zrevrange(self._key("jobs", state), 0, limit - 1, withscores=True)
-                newest += [(number, job_id) for job_id, number in rows]
-        newest.sort(reverse=True)
+                moment.zrevrange(self._key("jobs", state), 0, limit - 1, withscores=True)
+            found: list[Any] = moment.execute()
+        newest = sorted(((number, job_id) for rows in found for job_id, number in rows), reverse=True)
         return self._records([job_id for _, job_id in newest[:limit]])
 
     def active_or_recent(self, since: datetime) -> list[JobRecord]:
         """Read every job that is not over and every job that ended at `since` or later, oldest first."""
-        ids: set[str] = set()
-        with redis_at_hand():
+        with redis_at_hand(), self.client.pipeline(transaction=True) as moment:
             for state in set(JobState) - FINAL_STATES:
-                ids.update(_texts(self.client.zrange(self._key("jobs", state), 0, -1)))
-            since_us = microseconds(since)
-            ids.update(_texts(self.client.zrangebyscore(self._key("finished"), since_us, "+inf")))
-        return sorted(self._records(ids), key=lambda job: job.submitted_at)
+                moment.zrange(self._key("jobs", state), 0, -1)
+            moment.zrangebyscore(self._key("finished"), microseconds(since), "+inf")
+            found: list[Any] = moment.execute()
+        return sorted(self._records(chain(*found)), key=lambda job: job.submitted_at)
 
     def position(self, job_id: str) -> int | None:
         """Where a job stands in its pool's queue: 1 for the next to run, None when it is not queued.

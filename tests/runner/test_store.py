@@ -166,6 +166,29 @@ def test_active_or_recent_leaves_out_only_what_ended_before(
     assert [job.id for job in seen] == [ended_after.id, running.id, queued.id]
 
 
+def test_a_job_on_its_way_between_two_states_is_seen_once(
+    store: Store, valkey_url: str, submit_job: Submit, some_worker: WorkerInfo
+) -> None:
+    job = submit_job()
+    seen_enough = threading.Event()
+
+    def move() -> None:
+        own = Store.connect(valkey_url)
+        while not seen_enough.is_set():
+            claim = own.claim(some_worker.pool, some_worker)
+            assert claim is not None
+            own.requeue(claim, "worker-stopped")
+        own.close()
+
+    thread = threading.Thread(target=move, daemon=True)
+    thread.start()
+    seen = [store.jobs() for _ in range(200)] + [store.active_or_recent(job.submitted_at) for _ in range(200)]
+    seen_enough.set()
+    thread.join()
+
+    assert [[found.id for found in jobs] for jobs in seen] == [[job.id]] * 400
+
+
 def test_positions_follow_the_queue(store: Store, submit_job: Submit, some_worker: WorkerInfo) -> None:
     normal, low, high = submit_job(), submit_job(priority="low"), submit_job(priority="high")
 
