@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from enum import StrEnum
 from typing import Literal
 
@@ -11,6 +12,14 @@ from runner.reports import Record, RunSummary
 from runner.spec import RunSpec
 
 Priority = Literal["low", "normal", "high"]
+
+
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def new_job_id(project: str) -> str:
+    """Draw an id; whoever uses it makes sure that it is not taken."""
+    return f"{project}-{''.join(secrets.choice(_BASE32) for _ in range(5))}"
 
 
 class JobState(StrEnum):

@@ -25,7 +25,6 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
 from __future__ import annotations
 
 import hashlib
-import secrets
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 from uuid import uuid4
@@ -44,14 +43,13 @@ from runner.events import (
     JobSucceeded,
     StopRequested,
 )
-from runner.jobs import JobRecord, JobState, Priority, WorkerInfo
+from runner.jobs import JobRecord, JobState, Priority, WorkerInfo, new_job_id
 from runner.redis_client import build_client, redis_at_hand
 from runner.spec import RunSpec
 from runner.store_reading import StoreReader
 from runner.store_records import SCHEMA_VERSION, as_fields, origin_fields, outcome_fields, read_job
 from runner.store_scripts import StoreScripts
 
-_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _RANKS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
 _ENDS: dict[type[FinalEvent], JobState] = {
     JobSucceeded: JobState.SUCCEEDED,
@@ -154,7 +152,7 @@ class Store(StoreReader):
             **origin_fields(origin),
         }
         while True:
-            job_id = f"{spec.project.name}-{''.join(secrets.choice(_BASE32) for _ in range(5))}"
+            job_id = new_job_id(spec.project.name)
             status, answer = self._run(
                 "submit",
                 request=request_id,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import secrets
 import shlex
 import signal
 import sys
@@ -23,11 +22,11 @@ from runner.cli.project import add_project_arguments, named_project
 from runner.console import TerminalStory
 from runner.errors import UnavailableError
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
+from runner.jobs import new_job_id
 from runner.run_directory import RunDirectory, create_attempt, open_attempt
 from runner.settings import RunnerSettings
 from runner.spec import RunSpec
 
-_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 STOPPED = 130
 
 
@@ -61,8 +60,7 @@ def run(arguments: argparse.Namespace, spawn: Spawn | None = None) -> int:
 
 def _run_directory(settings: RunnerSettings, spec: RunSpec, asked: Path | None) -> RunDirectory:
     if asked is None:
-        job_id = f"{spec.project.name}-{''.join(secrets.choice(_BASE32) for _ in range(5))}"
-        return create_attempt(settings.output_root, spec, job_id, 1)
+        return create_attempt(settings.output_root, spec, new_job_id(spec.project.name), 1)
     folder = asked.absolute()
     # Whoever names an attempt of an earlier run means that run.
     return open_attempt(folder.parent if re.fullmatch(r"attempt-\d+", folder.name) else folder, spec)
