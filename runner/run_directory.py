@@ -83,10 +83,10 @@ class RunDirectory:
                 hint=f"Look into {self.log_path}.",
                 code="adapter-missing",
             )
-        former = self.job_dir / f".former-adapter-of-{self.path.name}"
+        former = self.job_dir / ".former-adapter"
         try:
             _flush_to_disk(self.adapter_path)
-            # Left over when an earlier publication was cut off between its two renames; what it holds is superseded.
+            # Left over when another attempt was cut off between its two renames; what it holds is superseded.
             shutil.rmtree(former, ignore_errors=True)
             replaces = self.published_path.exists()
             if replaces:

@@ -115,6 +115,19 @@ def test_publishing_replaces_a_former_adapter_and_leaves_nothing_else(tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "attempt-1", "attempt-2"]
 
 
+def test_publishing_clears_up_after_an_attempt_that_was_cut_off_in_between(tmp_path: Path, run_spec: RunSpec) -> None:
+    cut_off = open_attempt(tmp_path, run_spec)
+    save_adapter(cut_off, "cut off")
+    cut_off.publish().rename(tmp_path / ".former-adapter")
+
+    run_directory = open_attempt(tmp_path, run_spec)
+    save_adapter(run_directory, "new")
+    published = run_directory.publish()
+
+    assert (published / "adapter_model.safetensors").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "attempt-1", "attempt-2"]
+
+
 def test_publishing_without_an_adapter_keeps_the_former_one(tmp_path: Path, run_spec: RunSpec) -> None:
     first = open_attempt(tmp_path, run_spec)
     save_adapter(first, "old")
