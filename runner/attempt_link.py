@@ -69,11 +69,6 @@ class AttemptLink:
         """Who asked the job to stop, None while nobody did."""
         return self._stop_requested_by
 
-    @property
-    def drained(self) -> bool:
-        """Whether every event has reached the store."""
-        return not self._unsent
-
     def send(self, event: ChildEvent) -> None:
         """Take an event for the job's history; it gets there in order, as soon as Redis lets it."""
         self._unsent.append(event)
@@ -89,7 +84,7 @@ class AttemptLink:
         renewal = self._store.renew(self.claim)
         if not renewal.owned:
             self._lost.set()
-            raise LostLease(f"Attempt {self.claim.job.attempt} no longer holds job {self.claim.job.id}.")
+            self.raise_if_broken()
         self._stop_requested_by = renewal.stop_requested_by
 
     def insist(self, call: Callable[[], Answer], *, give_up: Callable[[], bool]) -> Answer:
@@ -115,7 +110,7 @@ class AttemptLink:
             LostLease: The job is no longer this attempt's.
             StoreAway: `give_up` said that there is no more time.
         """
-        while not self.drained:
+        while self._unsent:
             self.raise_if_broken()
             if give_up():
                 raise StoreAway(f"{len(self._unsent)} events of job {self.claim.job.id} did not reach Redis.")

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +37,7 @@ _LIFELINE = (
     '(exec 4>&-; read -r _ <&3; kill -KILL 0) & exec "$@" 3<&-'
 )
 _LINE_LIMIT_BYTES = 1 << 20
+_REFUSED_BYTES = 200
 _LOG_TAIL_CHARACTERS = 1000
 
 RunEnd = RunSucceeded | RunFailed | RunInterrupted
@@ -90,8 +90,6 @@ class Child:
         self, command: Sequence[str], run_dir: Path, *, environ: Mapping[str, str], exit_grace_s: float = 2.0
     ) -> None:
         self.log_path = run_dir / "train.log"
-        self.refused_lines: deque[str] = deque(maxlen=20)
-        """Lines on the event pipe that were no events, the last twenty, shortened."""
         self._last: RunEnd | None = None
         self._asked_to_stop = False
         self._killed = False
@@ -131,7 +129,7 @@ class Child:
     def events(self, tick_s: float = 0.2) -> Iterator[ChildEvent | None]:
         """The child's events as they come, to its exit; None whenever `tick_s` seconds passed without one.
 
-        Lines that are no events are remembered in `refused_lines` and otherwise passed over.
+        Lines that are no events are logged, shortened, and otherwise passed over.
         """
         exit_deadline = float("inf")
         while True:
@@ -223,9 +221,8 @@ class Child:
             yield event
 
     def _refuse(self, line: bytes) -> None:
-        text = redact(line[:200].decode("utf-8", "replace"))
+        text = redact(line[:_REFUSED_BYTES].decode("utf-8", "replace"))
         logger.warning("Child %d wrote something that is no event: %s", self.pid, text)
-        self.refused_lines.append(text)
 
     def _obituary(self, status: int) -> RunFailed:
         advice = f"Its whole log is {self.log_path}."

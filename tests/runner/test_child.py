@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from runner.child import Child, RunEnd, Spawn, child_environment
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.settings import load_settings
@@ -38,7 +40,15 @@ def test_what_a_child_prints_goes_to_its_log_and_not_among_its_events(scripted: 
     assert (tmp_path / "train.log").read_text() == "to stdout\nto stderr\n"
 
 
-def test_lines_that_are_no_events_are_remembered_and_passed_over(scripted: Scripted, tmp_path: Path) -> None:
+def refused(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says about lines that were no events."""
+    heads = [record.getMessage().partition(" wrote something that is no event: ") for record in caplog.records]
+    return [line for _, separator, line in heads if separator]
+
+
+def test_lines_that_are_no_events_are_logged_and_passed_over(
+    scripted: Scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     body = """
     OUT.write("not json\\n")
     OUT.write('{"kind": "nothing_we_know"}\\n')
@@ -52,25 +62,32 @@ def test_lines_that_are_no_events_are_remembered_and_passed_over(scripted: Scrip
 
     assert [event.kind for event in events] == ["run_succeeded"]
     assert isinstance(end, RunSucceeded)
-    assert len(child.refused_lines) == 4
+    assert refused(caplog)[:2] == ["not json", '{"kind": "nothing_we_know"}']
+    assert len(refused(caplog)) == 4
 
 
-def test_a_line_without_an_end_does_not_fill_the_memory(scripted: Scripted, tmp_path: Path) -> None:
+def test_a_line_without_an_end_does_not_fill_the_memory(
+    scripted: Scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     child = scripted("OUT.write('x' * 3_000_000 + '\\n')\nsucceed()")(tmp_path)
 
     _, end = run_to_the_end(child)
 
     assert isinstance(end, RunSucceeded)
-    assert all(len(line) <= 200 for line in child.refused_lines)
+    # In pieces, as soon as each is too long, and not as a whole.
+    assert len(refused(caplog)) >= 2
+    assert all(line == "x" * 200 for line in refused(caplog)[:2])
 
 
-def test_a_line_cut_off_by_a_crash_is_no_event(scripted: Scripted, tmp_path: Path) -> None:
+def test_a_line_cut_off_by_a_crash_is_no_event(
+    scripted: Scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     child = scripted('OUT.write(\'{"kind": "phase_\')\nOUT.flush()\nos._exit(9)')(tmp_path)
 
     events, end = run_to_the_end(child)
 
     assert events == []
-    assert list(child.refused_lines) == ['{"kind": "phase_']
+    assert refused(caplog) == ['{"kind": "phase_']
     assert isinstance(end, RunFailed)
     assert "exit status 9" in end.message
 
