@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -320,22 +321,43 @@ def steps_told(bench: Bench) -> list[int]:
     return [stored.event.step for stored in bench.store.events(bench.job_id) if stored.event.kind == "metrics_logged"]
 
 
-@pytest.mark.parametrize("outage", ["restarted", "silent"])
+@contextmanager
+def restarted(server: EmbeddedRedis) -> Iterator[None]:
+    server.stop()
+    yield
+    server.start()
+
+
+@contextmanager
+def silent(server: EmbeddedRedis) -> Iterator[None]:
+    os.kill(server.pid, signal.SIGSTOP)
+    yield
+    os.kill(server.pid, signal.SIGCONT)
+
+
+@contextmanager
+def unwilling(server: EmbeddedRedis) -> Iterator[None]:
+    """It answers, but writes nothing, as with a full disk."""
+    client = build_client(server.url, decode_responses=True)
+    client.config_set("min-replicas-to-write", "1")
+    yield
+    client.config_set("min-replicas-to-write", "0")
+    client.close()
+
+
+@pytest.mark.parametrize("outage", [restarted, silent, unwilling])
 def test_a_training_outlives_redis_and_loses_no_event(
-    own_server: EmbeddedRedis, own_bench: Bench, scripted: Scripted, eventually: Eventually, outage: str
+    own_server: EmbeddedRedis,
+    own_bench: Bench,
+    scripted: Scripted,
+    eventually: Eventually,
+    outage: Callable[[EmbeddedRedis], AbstractContextManager[None]],
 ) -> None:
     attempt = own_bench.start(scripted("train(until=60)\nsucceed()"))
     own_bench.wait_for("metrics_logged")
 
-    if outage == "restarted":
-        own_server.stop()
-    else:
-        os.kill(own_server.pid, signal.SIGSTOP)
-    eventually(lambda: not attempt.children[0].running)
-    if outage == "restarted":
-        own_server.start()
-    else:
-        os.kill(own_server.pid, signal.SIGCONT)
+    with outage(own_server):
+        eventually(lambda: not attempt.children[0].running)
 
     assert attempt.wait() is AttemptEnd.SUCCEEDED
     assert steps_told(own_bench) == list(range(1, 61))
