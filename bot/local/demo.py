@@ -116,6 +116,7 @@ class News:
     def __init__(self) -> None:
         self._shown: dict[str, str] = {}
         self._told: dict[str, int] = {}
+        self._edited_last = False
 
     def show(self, message: Message) -> None:
         """Print a new message whole, and an edited one where what it says has changed."""
@@ -125,10 +126,12 @@ class News:
         before, text = self._shown.get(message.ts), render_message(message)
         self._shown[message.ts] = text
         if before is None:
-            print(text, end="\n\n", flush=True)
+            print(("\n" if self._edited_last else "") + text, end="\n\n", flush=True)
+            self._edited_last = False
         elif before != text and not message.is_root:
             # The root message is edited at every phase, but its milestones are replies and are printed anyway.
             print("  ↻ " + " · ".join(line.strip() for line in text.splitlines()[1:]), flush=True)
+            self._edited_last = True
 
     def told(self, job_id: str) -> int:
         """Number of the job's last event that stands in its thread, 0 while none does."""
