@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig
 
 from runner.errors import DatasetError
@@ -177,16 +178,33 @@ def _answer(
         pad = tokenizer.pad_token_id
         input_ids = torch.tensor([[pad] * gap + questions[i] for gap, i in zip(padding, batch, strict=True)])
         attention_mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in padding])
-        output = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            generation_config=settings,
-        )
+        with _no_other_settings(model, settings):
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=settings,
+            )
         for index, tokens in zip(batch, output[:, width:].tolist(), strict=True):
             end = next((place for place, token in enumerate(tokens) if token in ends), None)
             text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
             answers[index] = Answer(str(text), ended=end is not None)
     return [answers[index] for index in range(len(questions))]
+
+
+@contextmanager
+def _no_other_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Keep the model's own generation settings out, which fill whatever a caller leaves at its default.
+
+    transformers 4.57 takes `do_sample=False` for such a default, so a model that ships `do_sample: true`, as Llama 3
+    does, would draw its answers at random.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = base.generation_config
+    base.generation_config = settings
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
