@@ -23,6 +23,7 @@ from runner.reports import Rung
 from runner.spec import ProjectSpec
 from runner.training.base_model import BaseModel
 from runner.training.config_guard import ConfigGuard
+from runner.training.noise import without_bars
 from runner.training.quantized import EffectiveRungError, keep_training_layout, measure_quantization
 
 
@@ -88,17 +89,18 @@ class RungLoader:
             ModelFilesError: Weights are missing.
             Exception: Whatever transformers, bitsandbytes or the model's own code raises.
         """
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            self.source.folder,
-            config=self.config,
-            dtype=self.compute_dtype,
-            device_map={"": self.device},
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            **self._quantization(rung),
-        )
+        with without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                self.source.folder,
+                config=self.config,
+                dtype=self.compute_dtype,
+                device_map={"": self.device},
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **self._quantization(rung),
+            )
         model: PreTrainedModel = loaded[0]
         self._refuse_missing_weights(loaded[1]["missing_keys"], type(model).__name__)
         self.guard.cover(model)
