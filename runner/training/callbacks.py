@@ -83,6 +83,9 @@ class Progress(TrainerCallback):
         if logs is None or "loss" not in logs or self._started is None:
             return
         loss, grad_norm = logs["loss"], logs.get("grad_norm")
+        if args.fp16 and grad_norm is not None and not math.isfinite(grad_norm):
+            # The scaler of float16 starts too high on purpose: it leaves such a step out and goes lower.
+            grad_norm = None
         elapsed = max(time.monotonic() - self._started, 1e-9)
         done = max(state.global_step - self._first_step, 1)
         _check_health(state.global_step, loss, grad_norm)

@@ -114,7 +114,7 @@ def _shown(value: Any) -> str:
 
 
 def _arguments(training: Training, output_dir: Path, compute_dtype: str, *, on_cpu: bool) -> SFTConfig:
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(output_dir),
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps,
@@ -150,6 +150,11 @@ def _arguments(training: Training, output_dir: Path, compute_dtype: str, *, on_c
         **_warmup(training.warmup_steps),
         **_checkpointing(training),
     )
+    # On a host with several GPUs the trainer would spread every batch over all of them, which a quantized model does
+    # not bear; transformers itself sets this for a model that lies on one.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # noqa: SLF001  # there is no public way
+    return arguments
 
 
 def _warmup(steps: float) -> dict[str, Any]:

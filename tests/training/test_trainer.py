@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState
 
 from runner.errors import TargetModulesError, TrainingError
 from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, TrainingStarted
@@ -170,19 +170,22 @@ def test_what_is_trained_is_held_in_full_precision(
     assert set(trained.values()) == {torch.float32}
 
 
-# PEFT calls transformers 5 by an older name.
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_recomputing_activations_changes_memory_and_not_the_loss(
     make_spec: MakeSpec, models_root: Path, tmp_path: Path, addition: list[dict[str, Any]]
 ) -> None:
-    losses = []
+    losses, passes = [], []
     for checkpointing in (False, True):
         training = SHORT | {"max_steps": 2, "gradient_checkpointing": checkpointing}
         spec = make_spec(tmp_path, addition, training=training, quantization={"ladder": ["4bit"]})
-        with _trainer(spec, models_root, tmp_path) as (trainer, _, _):
+        with _trainer(spec, models_root, tmp_path) as (trainer, loaded, _):
+            layer: Any = loaded.model.get_submodule("model.layers.0.self_attn")
+            ran: list[None] = []
+            layer.register_forward_hook(lambda *_, ran=ran: ran.append(None))
             trainer.train()
             losses.append(_losses(trainer))
+            passes.append(len(ran))
 
+    assert passes == [2, 4]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
@@ -265,6 +268,32 @@ def test_numbers_that_blow_up_end_the_run(
     assert caught.value.code == "loss-not-finite"
     assert caught.value.hint is not None
     assert "learning_rate" in caught.value.hint
+
+
+def test_a_step_that_the_scaler_of_float16_leaves_out_does_not_end_the_run(tmp_path: Path) -> None:
+    events: list[ChildEvent] = []
+    progress = Progress(events.append, settings=(), trainable_parameters=1)
+    arguments = _arguments(Training(), tmp_path, "float32", on_cpu=True)
+    state, control = TrainerState(global_step=1, max_steps=2), TrainerControl()
+    logs = {"loss": 2.0, "grad_norm": float("nan"), "learning_rate": 1e-3, "num_tokens": 9.0}
+    progress.on_step_begin(arguments, state, control)
+    with pytest.raises(TrainingError):
+        progress.on_log(arguments, state, control, logs)
+
+    arguments.fp16 = True
+    progress.on_log(arguments, state, control, logs)
+
+    assert [(event.loss, event.grad_norm) for event in events if isinstance(event, MetricsLogged)] == [(2.0, None)]
+    with pytest.raises(TrainingError):
+        progress.on_log(arguments, state, control, logs | {"loss": float("nan")})
+
+
+def test_one_process_trains_on_one_gpu_however_many_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+    arguments = _arguments(Training(per_device_train_batch_size=3), tmp_path, "float32", on_cpu=False)
+
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 3)
 
 
 def test_an_adapter_that_gets_no_gradient_ends_the_run(
