@@ -38,12 +38,15 @@ pool = "local"
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The product on a folder of its own; leases are short so that a lost host is noticed soon.
 
-    Beside the shipped projects it has `stubborn`, whose model bears neither 4-bit nor 8-bit weights.
+    Beside the shipped projects it has `stubborn`, whose model bears neither 4-bit nor 8-bit weights, and `homeless`,
+    whose model is not there.
     """
     state_dir = tmp_path_factory.mktemp("state")
     projects_dir = state_dir / "projects"
     shutil.copytree(REPOSITORY / "projects", projects_dir)
     (projects_dir / "stubborn.toml").write_text(STUBBORN_PROJECT)
+    missing = STUBBORN_PROJECT.replace("stubborn", "homeless").replace("value-reader", "nowhere-to-be-found")
+    (projects_dir / "homeless.toml").write_text(missing)
     settings = load_settings(
         {"QLORA_STATE_DIR": str(state_dir), "QLORA_PROJECTS_DIR": str(projects_dir), "QLORA_LEASE_S": "6"}
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -73,15 +72,14 @@ def test_the_thread_carries_every_fallback_in_the_original_words_with_its_reason
 
 
 def test_a_missing_model_fails_the_job_with_code_message_and_hint_and_does_not_fall_back(stack: Stack) -> None:
-    shutil.move(stack.settings.models_root / "value-reader", stack.settings.models_root / "moved-away")
-    job = stack.start("/qlora start stubborn")
+    job = stack.start("/qlora start homeless")
 
     thread = stack.wait_until_told(job.id)
     job = stack.store.get(job.id)
 
     assert job.state == "failed"
     assert job.error_code in {"model-not-found", "model-offline"}
-    assert "value-reader" in (job.error_message or "")
+    assert "nowhere-to-be-found" in (job.error_message or "")
     assert job.error_hint
     assert str(job.error_code) in thread[-1].text
     assert not any("⚠️ 4-bit" in message.text for message in thread)
