@@ -34,17 +34,17 @@ class _Patience:
     """How long to wait after a call that did not work out: what Slack asks for, else longer each time."""
 
     def __init__(self) -> None:
-        self._failures = 0
+        self._next_s = FIRST_WAIT_S
         self._until = float("-inf")
 
     def worked(self) -> None:
         """The call worked out."""
-        self._failures = 0
+        self._next_s = FIRST_WAIT_S
 
     def failed(self, later: Later) -> float:
         """The call did not; returns the seconds to wait."""
-        wait_s = later.wait_s or min(FIRST_WAIT_S * 2**self._failures, LONGEST_WAIT_S)
-        self._failures += 1
+        wait_s = later.wait_s or self._next_s
+        self._next_s = min(2 * self._next_s, LONGEST_WAIT_S)
         self._until = time.monotonic() + wait_s
         return wait_s
 

@@ -18,7 +18,7 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.web import SlackResponse
 
 from bot.delivery import ROOT, DeliveryStore, ThreadMemory
-from bot.render.message import Block, Message
+from bot.render.message import REFUSED_BLOCKS, Block, Message
 from runner.jobs import JobRecord
 
 EVENT_TYPE = "qlora_event"
@@ -39,7 +39,6 @@ _TRANSIENT = frozenset(
 )
 """Slack's own trouble, after which the call may or may not have been carried out."""
 _RATE_LIMITED = frozenset({"ratelimited", "rate_limited"})
-_REFUSED_BLOCKS = frozenset({"invalid_blocks", "invalid_blocks_format", "msg_blocks_too_long"})
 
 
 class Later(Exception):  # noqa: N818 - not an error: the same call succeeds later
@@ -116,7 +115,7 @@ class Outbox:
             raise Later("another bot may be posting", 1.0)
         self._memory.intend(post.job.id, post.seq)
         try:
-            return self._send(post, classic=known.classic)
+            answer = self._send(post.job.id, post.message, partial(self._post, post), classic=known.classic)
         except Later as later:
             if later.wait_s is not None:
                 # Slack said no: the next try need not look for it.
@@ -125,12 +124,10 @@ class Outbox:
         except RefusedError:
             self._memory.give_up(post.job.id)
             raise
+        return str(answer["ts"])
 
-    def edit(self, job_id: str, channel: str, ts: str, message: Message, *, classic: bool) -> bool:
+    def edit(self, job_id: str, channel: str, ts: str, message: Message, *, classic: bool) -> None:
         """Replace a message's content; repeating it changes nothing.
-
-        Returns:
-            Whether the workspace has refused newer blocks, so that classic ones were used.
 
         Raises:
             Later: Slack is busy or did not answer.
@@ -138,16 +135,11 @@ class Outbox:
         """
         if not self._may_post():
             raise Later("another bot may be posting", 1.0)
-        blocks = message.classic if classic and message.classic else message.blocks
-        try:
-            self._edit(channel, ts, message.text, blocks)
-        except RefusedError as refusal:
-            if refusal.code not in _REFUSED_BLOCKS or not message.classic or classic:
-                raise
-            self._edit(channel, ts, message.text, message.classic)
-            self._memory.remember_classic(job_id)
-            return True
-        return classic
+
+        def send(blocks: tuple[Block, ...]) -> SlackResponse:
+            return self._client.chat_update(channel=channel, ts=ts, text=message.text, blocks=list(blocks))
+
+        self._send(job_id, message, send, classic=classic)
 
     def tell_privately(self, user: str, message: Message) -> None:
         """Send a direct message, at most once and without certainty: nothing hangs from it.
@@ -162,42 +154,32 @@ class Outbox:
             )
         )
 
-    def _edit(self, channel: str, ts: str, text: str, blocks: tuple[Block, ...]) -> None:
-        _call(lambda: self._client.chat_update(channel=channel, ts=ts, text=text, blocks=list(blocks)))
-
-    def _send(self, post: Post, *, classic: bool) -> str:
-        message = post.message
-        first = message.classic if classic and message.classic else message.blocks
-        # Rather a plain message than none: the last resort is the text alone.
-        choices = [first, *([message.classic] if message.classic and not classic else []), ()]
-        for number, blocks in enumerate(choices):
+    def _send(
+        self, job_id: str, message: Message, send: Callable[[tuple[Block, ...]], SlackResponse], *, classic: bool
+    ) -> SlackResponse:
+        """Send with the best blocks that Slack takes; rather a plain message than none."""
+        for blocks in message.choices(classic=classic):
             try:
-                ts = self._send_blocks(post, blocks)
+                answer = _call(partial(send, blocks))
             except RefusedError as refusal:
-                if refusal.code not in _REFUSED_BLOCKS or blocks == ():
+                if refusal.code not in REFUSED_BLOCKS or not blocks:
                     raise
-                continue
-            if number == 1 and not classic and message.classic:
-                self._memory.remember_classic(post.job.id)
-            return ts
+            else:
+                if blocks and blocks == message.classic and not classic:
+                    self._memory.remember_classic(job_id)
+                return answer
         raise AssertionError("the last choice either returns or raises")
 
-    def _send_blocks(self, post: Post, blocks: tuple[Block, ...]) -> str:
-        answer = _call(
-            lambda: self._client.chat_postMessage(
-                channel=post.channel,
-                thread_ts=post.thread_ts,
-                text=post.message.text,
-                blocks=list(blocks) or None,
-                metadata={
-                    "event_type": EVENT_TYPE,
-                    "event_payload": {"job_id": post.job.id, "seq": post.seq},
-                },
-                unfurl_links=False,
-                unfurl_media=False,
-            )
+    def _post(self, post: Post, blocks: tuple[Block, ...]) -> SlackResponse:
+        return self._client.chat_postMessage(
+            channel=post.channel,
+            thread_ts=post.thread_ts,
+            text=post.message.text,
+            blocks=list(blocks) or None,
+            metadata={"event_type": EVENT_TYPE, "event_payload": {"job_id": post.job.id, "seq": post.seq}},
+            unfurl_links=False,
+            unfurl_media=False,
         )
-        return str(answer["ts"])
 
     def _find(self, post: Post) -> str | None:
         """Look for a post whose outcome is unknown."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from slack_bolt import App
 
-from bot.delivery import DeliveryStore
 from bot.desk import Desk
 from bot.listeners import command, errors, mention, stop_button
 
 
-def register(app: App, desk: Desk, memory: DeliveryStore) -> None:
+def register(app: App, desk: Desk) -> None:
     """Connect every surface."""
     command.register(app, desk)
     stop_button.register(app, desk)
-    mention.register(app, desk, memory)
+    mention.register(app, desk)
     errors.register(app)

@@ -31,6 +31,10 @@ TABLE_CELL_LIMIT = 300
 """Characters of a table's cell: ours, so that a wide prompt does not push the answers off the screen."""
 
 
+REFUSED_BLOCKS = frozenset({"invalid_blocks", "invalid_blocks_format", "msg_blocks_too_long"})
+"""Slack's codes for a message whose blocks it does not take, though it may take others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """What is posted, edited or answered."""
@@ -41,15 +45,29 @@ class Message:
     classic: tuple[Block, ...] = ()
     """The same in blocks that every workspace knows; used where `blocks` is refused. Empty: `blocks` is classic."""
 
+    def choices(self, *, classic: bool = False) -> tuple[tuple[Block, ...], ...]:
+        """The blocks to try one after the other where Slack refuses them; the last choice is none, the text alone.
+
+        Args:
+            classic: Whether the workspace is known to refuse newer blocks.
+        """
+        older = (self.classic,) if self.classic else ()
+        return (*older, ()) if classic and older else (self.blocks, *older, ())
+
 
 def section(text: str) -> Block:
     """A paragraph of Slack markup, already escaped."""
-    return {"type": "section", "text": {"type": "mrkdwn", "text": text}}
+    return {"type": "section", "text": _markup(text)}
 
 
 def context(text: str) -> Block:
     """A small grey line of Slack markup, already escaped."""
-    return {"type": "context", "elements": [{"type": "mrkdwn", "text": text[:CONTEXT_LIMIT]}]}
+    return {"type": "context", "elements": [_markup(text[:CONTEXT_LIMIT])]}
+
+
+def _markup(text: str) -> Block:
+    # Verbatim: Slack would else turn an `@channel` or `#name` of a dataset or an error into a mention.
+    return {"type": "mrkdwn", "text": text, "verbatim": True}
 
 
 def paragraphs(lines: Iterable[str]) -> tuple[Block, ...]:

@@ -56,7 +56,11 @@ def test_a_queued_job_is_a_plan_with_a_stop_button(job: JobRecord) -> None:
     head, plan, actions = message.blocks
     assert head == {
         "type": "section",
-        "text": {"type": "mrkdwn", "text": "*demo* · `demo-k7x2q` · started by <@U0ANN>\nQueued in pool `cpu`"},
+        "text": {
+            "type": "mrkdwn",
+            "text": "*demo* · `demo-k7x2q` · started by <@U0ANN>\nQueued in pool `cpu`",
+            "verbatim": True,
+        },
     }
     output = {
         "type": "rich_text",
