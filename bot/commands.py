@@ -91,7 +91,8 @@ EXAMPLES: Mapping[str, str] = {
 
 _STRAIGHT_QUOTES = str.maketrans("\u201c\u201d\u201e\u2018\u2019", '"""\'\'')
 """Slack's clients turn typed quotes into typographic ones."""
-_INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff]")
+_NOT_MEANT = re.compile("[`\u200b\u200e\u200f\u2060\ufeff]")
+"""What comes along unseen when an id or a command is copied from a message: it is shown as code there."""
 _NO_ARGUMENTS: Mapping[str, type[Jobs | Projects | Versions | Help]] = {
     "jobs": Jobs,
     "projects": Projects,
@@ -138,7 +139,7 @@ def usage(verb: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    plain = _INVISIBLE.sub("", text).replace("\u00a0", " ").translate(_STRAIGHT_QUOTES)
+    plain = _NOT_MEANT.sub("", text).replace("\u00a0", " ").translate(_STRAIGHT_QUOTES)
     lexer = shlex.shlex(plain, posix=True, punctuation_chars=False)
     lexer.whitespace_split = True
     # A path such as a\b and a comment sign are meant as typed; only quotes group.

@@ -217,9 +217,12 @@ def _data(event: DataMixed) -> Message:
         )
         for share in event.shares
     ]
-    cut = f" · ⚠️ {count(event.truncated_rows, 'row')} cut at max_length" if event.truncated_rows else ""
-    below = f"{count(event.rows, 'row')} · longest {count(event.longest_tokens, 'token')}{cut}"
-    return compose_with_table(["*Data*"], rows, [below])
+    below = [f"{count(event.rows, 'row')} · longest {count(event.longest_tokens, 'token')}"]
+    if event.truncated_rows:
+        below.append(f"⚠️ {count(event.truncated_rows, 'row')} cut at max_length")
+    if event.dropped_rows:
+        below.append(f"⚠️ {count(event.dropped_rows, 'row')} left out: max_length leaves nothing of the answer")
+    return compose_with_table(["*Data*"], rows, below)
 
 
 def _baseline(event: Evaluated) -> Message | None:

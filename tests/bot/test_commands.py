@@ -45,6 +45,7 @@ from runner.errors import UsageError
         ("start demo description=“two words”", Start(project="demo", overrides={"description": "two words"})),
         ("start demo description=\u2018two words\u2019", Start(project="demo", overrides={"description": "two words"})),
         ("start\u00a0demo\u200b", Start(project="demo")),
+        ("stop `demo-k7x2q`", Stop(job="demo-k7x2q")),
         ("start demo path=a\\b", Start(project="demo", overrides={"path": "a\\b"})),
         ("start demo note=a#b", Start(project="demo", overrides={"note": "a#b"})),
     ],

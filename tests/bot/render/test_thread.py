@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bot.render.message import Message
+from bot.render.message import Message, context, section
 from bot.render.thread import render_milestone
 from bot.story import Story, tell
 from bot.workspace.blocks import check_blocks
@@ -90,14 +90,8 @@ def test_queued_says_plainly_that_no_worker_serves_the_pool(job: JobRecord) -> N
 
 def test_the_version_report_is_a_table_with_a_classic_form(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
     (message,) = render(_of(good_run, VersionsReported))
-    head = {
-        "type": "section",
-        "text": {"type": "mrkdwn", "text": "*Versions* · stack `current` · 1 of 2 differ from what is tested"},
-    }
-    foot = {
-        "type": "context",
-        "elements": [{"type": "mrkdwn", "text": "Python 3.11.7 · cpu (2 threads)\n⚠️ a &lt; b"}],
-    }
+    head = section("*Versions* · stack `current` · 1 of 2 differ from what is tested")
+    foot = context("Python 3.11.7 · cpu (2 threads)\n⚠️ a &lt; b")
     table = {
         "type": "table",
         "rows": [
@@ -118,7 +112,7 @@ def test_the_version_report_is_a_table_with_a_classic_form(render: Render, good_
         "```"
     )
     assert (head, table, foot) == message.blocks
-    assert (head, {"type": "section", "text": {"type": "mrkdwn", "text": drawn}}, foot) == message.classic
+    assert (head, section(drawn), foot) == message.classic
 
 
 def test_tokenizer_and_config_are_one_reply(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
@@ -154,7 +148,7 @@ def test_the_load_receipt_counts_what_is_really_quantized(render: Render, good_r
         "Probe: loss 5.123, gradient norm 0.3123 · loaded in 2.4 s\n"
         "The config guard turned away 1 dict assignment"
     )
-    assert Message(text, ({"type": "section", "text": {"type": "mrkdwn", "text": text}},)) == message
+    assert Message(text, (section(text),)) == message
 
 
 def test_the_data_mix_tells_rows_used_of_rows_there(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
@@ -165,6 +159,16 @@ def test_the_data_mix_tells_rows_used_of_rows_there(render: Render, good_run: tu
         ["arithmetic", "one-digit addition (1)", "80 %", "80 of 100", "1,234"],
     ]
     assert _lines(message)[-1] == "80 rows · longest 23 tokens"
+
+
+def test_rows_cut_or_left_out_are_told(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    (mixed,) = _of(good_run, DataMixed)
+    (message,) = render([mixed.model_copy(update={"truncated_rows": 3, "dropped_rows": 1})])
+    assert _lines(message)[-3:] == [
+        "80 rows · longest 23 tokens",
+        "⚠️ 3 rows cut at max_length",
+        "⚠️ 1 row left out: max_length leaves nothing of the answer",
+    ]
 
 
 def test_answers_stand_side_by_side_with_those_of_the_base_model(
