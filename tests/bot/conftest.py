@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
-from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_sdk import WebClient
 
-from bot.workspace.client import WorkspaceClient
 from bot.workspace.server import LocalWorkspace
 from runner.events import (
     AdapterSaved,
@@ -57,20 +55,6 @@ def until() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.01)
 
     return poll
-
-
-@pytest.fixture
-def close_handler(until: Callable[[Callable[[], bool]], None]) -> Callable[[WorkspaceClient, SocketModeHandler], None]:
-    """Closes a Socket Mode handler and all its threads without the 3 s that slack_sdk's idle read may last."""
-
-    def close(client: WorkspaceClient, handler: SocketModeHandler) -> None:
-        handler.client.default_auto_reconnect_enabled = handler.client.auto_reconnect_enabled = False
-        client.disconnect("close")
-        # Closing it while its own thread does so raises in slack_sdk.
-        until(lambda: not handler.client.is_connected())
-        handler.close()  # type: ignore[no-untyped-call] # slack-bolt leaves it untyped
-
-    return close
 
 
 # --- jobs to tell of -------------------------------------------------------------------------------------------------

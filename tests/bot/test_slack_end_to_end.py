@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +16,13 @@ from dramatiq.brokers.redis import RedisBroker
 from bot.app import Bot
 from bot.render.plan import STOP_ACTION
 from bot.settings import SlackAccess
-from bot.workspace.faults import DisconnectKind
+from bot.workspace.faults import DisconnectKind, FaultKind
 from bot.workspace.records import Message
 from bot.workspace.server import LocalWorkspace
+from runner.embedded_redis import EmbeddedRedis
 from runner.events import ChildEvent, JobCancelled, JobSucceeded, RunSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
-from runner.queue import tickets_waiting
+from runner.queue import build_broker, tickets_waiting
 from runner.store import Claim, Store
 
 PROJECT = """
@@ -185,6 +189,18 @@ def test_broken_toml_is_answered_with_line_and_column(scene: Scene) -> None:
     assert scene.store.jobs() == []
 
 
+def test_an_answer_with_a_table_reaches_a_workspace_that_refuses_tables(scene: Scene) -> None:
+    scene.workspace.client.refuse_block("table")
+    assert "transformers" in scene.say("/qlora versions")
+
+
+@pytest.mark.parametrize(("kind", "times"), [("server_error", 1), ("dropped_request", 2)])
+def test_an_answer_that_its_address_does_not_take_comes_another_way(kind: FaultKind, times: int, scene: Scene) -> None:
+    scene.workspace.client.inject(kind, "response_url", times=times)
+    assert "`/qlora jobs`" in scene.say("/qlora help")
+    assert [call.outcome for call in scene.workspace.client.calls("chat.postEphemeral")] == ["ok"]
+
+
 def test_status_tells_queue_running_jobs_and_workers(
     scene: Scene, worker_info: WorkerInfo, good_run: tuple[ChildEvent, ...]
 ) -> None:
@@ -230,6 +246,26 @@ def test_a_mention_inside_a_thread_means_its_job(scene: Scene) -> None:
     scene.workspace.client.post(f"<@{bot_id}> stop", thread_ts=scene.thread(job)[0].ts)
     assert scene.private_answer(before) == f"Cancelled `{job.id}`; it was not running."
     assert scene.store.get(job.id).state is JobState.CANCELLED
+
+
+def test_mentions_that_wait_for_redis_delay_no_acknowledgement(
+    workspace: LocalWorkspace, projects_dir: Path, tmp_path: Path
+) -> None:
+    access = SlackAccess(workspace.api_url, workspace.bot_token, workspace.app_token, local=True)
+    bot_user, thread = workspace.client.status()["bot_user"], workspace.client.post("a thread")
+    with EmbeddedRedis(tmp_path / "own") as server, closing(Store.connect(server.url)) as store:
+        broker = build_broker(server.url)
+        with Bot(access, store, broker, projects_dir):
+            workspace.client.wait_connected()
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                for _ in range(5):
+                    workspace.client.post(f"<@{bot_user}> stop", thread_ts=thread.ts)
+                answer = workspace.client.command("/qlora help")
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            assert "`/qlora jobs`" in answer.messages[0].text
+        broker.client.close()
 
 
 @pytest.mark.parametrize("kind", ["refresh", "reset"])

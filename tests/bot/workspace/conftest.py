@@ -8,7 +8,7 @@ from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError
 
-from bot.workspace.client import WorkspaceClient
+from bot.app import close_socket_mode
 from bot.workspace.server import LocalWorkspace
 
 
@@ -25,9 +25,7 @@ def error_of() -> Callable[..., str]:
 
 
 @pytest.fixture
-def connect(
-    workspace: LocalWorkspace, close_handler: Callable[[WorkspaceClient, SocketModeHandler], None]
-) -> Iterator[Callable[..., SocketModeHandler]]:
+def connect(workspace: LocalWorkspace) -> Iterator[Callable[..., SocketModeHandler]]:
     """Connects a real Bolt app to the workspace, and disconnects all of them at the end."""
     handlers: list[SocketModeHandler] = []
 
@@ -40,7 +38,7 @@ def connect(
 
     yield connect_app
     for handler in handlers:
-        close_handler(workspace.client, handler)
+        close_socket_mode(handler)
 
 
 @pytest.fixture

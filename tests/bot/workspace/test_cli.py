@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from slack_bolt import App
 from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_sdk import WebClient
 
+from bot.app import close_socket_mode
 from bot.workspace.__main__ import main
 from bot.workspace.client import WorkspaceClient
 from runner.errors import UnavailableError
@@ -33,9 +34,20 @@ def process(state_dir: Path) -> Iterator[subprocess.Popen[str]]:
     """`python -m bot.workspace` in a process of its own."""
     command = [sys.executable, "-m", "bot.workspace"]
     environment = {**os.environ, "QLORA_STATE_DIR": str(state_dir)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_ctrl_c,  # noqa: PLW1509 - it sets a signal and nothing else
+    ) as running:
         yield running
         running.terminate()
+
+
+def _heed_ctrl_c() -> None:
+    # A suite that runs in the background of a shell ignores SIGINT, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -85,7 +97,6 @@ def test_say_channel_thread_and_click_talk_to_a_real_bot(
     web_client: WebClient,
     state_dir: Path,
     capsys: pytest.CaptureFixture[str],
-    close_handler: Callable[..., None],
 ) -> None:
     app = App(client=web_client)
 
@@ -123,14 +134,20 @@ def test_say_channel_thread_and_click_talk_to_a_real_bot(
     assert main(["channel"]) == 0
     assert output(capsys) == ["start demo", "[Stop]", "Stopping demo-abc12"]
 
-    close_handler(client, handler)
+    close_socket_mode(handler)
 
 
 def test_thread_follow_prints_what_comes_and_what_changes(web_client: WebClient, state_dir: Path) -> None:
     answer = web_client.chat_postMessage(channel="#qlora", text="step 1\nloss 2", metadata=JOB)
     command = [sys.executable, "-m", "bot.workspace", "thread", "demo-abc12", "--follow"]
     environment = {**os.environ, "QLORA_STATE_DIR": str(state_dir)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as follower:
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_ctrl_c,  # noqa: PLW1509 - as above
+    ) as follower:
         assert follower.stdout is not None
         seen = [follower.stdout.readline() for _ in range(3)][1:]
         web_client.chat_update(channel=answer["channel"], ts=answer["ts"], text="step 2\nloss 2")

@@ -11,6 +11,7 @@ from slack_bolt import App
 from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_sdk import WebClient
 
+from bot.app import close_socket_mode
 from bot.workspace.faults import DisconnectKind
 from bot.workspace.records import Answer
 from bot.workspace.server import LocalWorkspace
@@ -107,14 +108,14 @@ def test_without_a_connected_bot_a_command_fails_at_once(workspace: LocalWorkspa
     assert (answer.acknowledged, answer.error) == (False, "dispatch_failed")
 
 
-def test_a_command_that_is_not_acknowledged_in_time_fails(close_handler: Callable[..., None]) -> None:
+def test_a_command_that_is_not_acknowledged_in_time_fails() -> None:
     with LocalWorkspace(ack_timeout_s=0.2) as impatient:
         app = App(client=WebClient(token=impatient.bot_token, base_url=impatient.api_url))
         handler = SocketModeHandler(app, impatient.app_token)
         handler.connect()  # type: ignore[no-untyped-call] # slack-bolt leaves it untyped
         impatient.client.wait_connected()
         answer = impatient.client.command("/qlora status")
-        close_handler(impatient.client, handler)
+        close_socket_mode(handler)
     assert (answer.acknowledged, answer.error) == (False, "operation_timeout")
 
 
