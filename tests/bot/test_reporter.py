@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from slack_sdk import WebClient
@@ -22,8 +25,11 @@ from bot.story import Story, tell
 from bot.workspace.faults import FaultKind
 from bot.workspace.records import Message
 from bot.workspace.server import LocalWorkspace
+from runner.embedded_redis import EmbeddedRedis
+from runner.errors import UnavailableError
 from runner.events import ChildEvent, JobSucceeded, RunSucceeded
 from runner.jobs import JobRecord, WorkerInfo
+from runner.redis_client import build_client
 from runner.spec import RunSpec
 from runner.store import Claim, Store
 
@@ -57,6 +63,21 @@ class DyingStore(DeliveryStore):
             raise Killed
 
 
+class ForgetfulStore(DeliveryStore):
+    """Tells when a post could not be remembered because Redis is away."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.client)
+        self.forgot = threading.Event()
+
+    def remember_reply(self, job_id: str, seq: int, ts: str, *, is_progress: bool = False) -> None:
+        try:
+            super().remember_reply(job_id, seq, ts, is_progress=is_progress)
+        except UnavailableError:
+            self.forgot.set()
+            raise
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A workspace, a store and a client to play on."""
@@ -79,10 +100,12 @@ class Stage:
         return JobThread(job.id, store=self.store, memory=memory, outbox=outbox, edit_every_s=0.0)
 
     @contextmanager
-    def reporting(self, *, hold_s: float = 6.0, edit_every_s: float = 0.05) -> Iterator[None]:
+    def reporting(
+        self, *, hold_s: float = 6.0, edit_every_s: float = 0.05, memory: DeliveryStore | None = None
+    ) -> Iterator[None]:
         """A reporter at work."""
         stop = threading.Event()
-        memory = DeliveryStore(self.store.client)
+        memory = memory or DeliveryStore(self.store.client)
         reporter = Reporter(self.store, self.client, memory, hold_s=hold_s, edit_every_s=edit_every_s)
         thread = threading.Thread(target=reporter.run, args=(stop,))
         thread.start()
@@ -116,6 +139,32 @@ class Stage:
         """Let a reporter say everything."""
         with self.reporting():
             _wait_until(lambda: self.is_told(job), "the whole thread")
+
+
+Outage = Callable[[EmbeddedRedis], AbstractContextManager[None]]
+
+
+@contextmanager
+def _restarted(server: EmbeddedRedis) -> Iterator[None]:
+    server.stop()
+    yield
+    server.start()
+
+
+@contextmanager
+def _silent(server: EmbeddedRedis) -> Iterator[None]:
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+@contextmanager
+def _impatient_store(url: str) -> Iterator[Store]:
+    """A store that gives up on Redis within a second and not after a minute and a half."""
+    with closing(Store(build_client(url, decode_responses=True, retries=1, timeout_s=0.4))) as store:
+        yield store
 
 
 @pytest.fixture
@@ -202,10 +251,10 @@ def test_trouble_while_looking_for_an_uncertain_post_is_no_answer(
 def test_retry_after_is_honoured_and_a_refused_post_need_not_be_looked_for(
     stage: Stage, job: JobRecord, expected: list[str]
 ) -> None:
-    stage.workspace.client.inject("rate_limited", "chat.postMessage", retry_after=2)
+    stage.workspace.client.inject("rate_limited", "chat.postMessage", retry_after=1)
     started = time.monotonic()
     stage.report_to_the_end(job)
-    assert time.monotonic() - started >= 2.0
+    assert time.monotonic() - started >= 1.0
     assert stage.replies(job) == expected
     assert not stage.workspace.client.calls("conversations.history")
 
@@ -364,6 +413,40 @@ def test_a_slack_that_was_away_is_told_everything_afterwards(stage: Stage, job: 
         stage.workspace.start()
         _wait_until(lambda: stage.is_told(job), "the whole thread")
     assert stage.replies(job) == expected
+
+
+@pytest.mark.parametrize("outage", [_restarted, _silent])
+def test_a_redis_that_goes_away_in_the_middle_of_a_post_loses_and_doubles_nothing(  # noqa: PLR0917 - passed by name
+    outage: Outage,
+    workspace: LocalWorkspace,
+    web_client: WebClient,
+    demo_spec: RunSpec,
+    worker_info: WorkerInfo,
+    good_run: tuple[ChildEvent, ...],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    with EmbeddedRedis(tmp_path) as server, _impatient_store(server.url) as store:
+        stage = Stage(workspace, web_client, store)
+        job = stage.submit(demo_spec, "wish-1")
+        claim = store.claim("cpu", worker_info)
+        assert claim is not None
+        _finish(store, claim, good_run)
+        workspace.client.inject("delayed", "chat.postMessage", times=4, delay_s=0.0)
+        workspace.client.inject("delayed", "chat.postMessage", delay_s=1.0)
+        memory = ForgetfulStore(store)
+        with stage.reporting(memory=memory):
+            _wait_until(lambda: len(workspace.client.calls("chat.postMessage")) == 5, "the fifth post on its way")
+            with outage(server):
+                assert memory.forgot.wait(30), "the fifth post was remembered after all"
+                _wait_until(lambda: "Reporting goes on when it answers" in caplog.text, "the outage is noticed")
+            _wait_until(lambda: stage.is_told(job), "the whole thread")
+            _wait_until(lambda: "Redis answers again" in caplog.text, "the end of the outage is noticed")
+        told = [(message.metadata or {})["event_payload"]["seq"] for message in stage.thread(job)]
+        assert told == sorted(set(told))
+        assert len(told) == len(memory.recall(job.id).posted) == 12
+        assert workspace.client.calls("conversations.replies")
 
 
 def test_a_deleted_progress_message_does_not_stop_the_thread(
