@@ -25,6 +25,8 @@ EVENT_TYPE = "qlora_event"
 """Type of the metadata on every message; its payload is `job_id` and `seq`."""
 LOOKUP_MARGIN_S = 3600.0
 """Seconds before a job's submission that its root message is looked for, because clocks differ."""
+UNANSWERED_WAIT_S = 15.0
+"""Pause after a call that Slack took and did not answer in time: it may still be about to carry it out."""
 PAGE = 200
 
 _TRANSIENT = frozenset(
@@ -45,12 +47,14 @@ class Later(Exception):  # noqa: N818 - not an error: the same call succeeds lat
     """Not now.
 
     Args:
-        wait_s: Seconds that Slack asked for, None where the caller should wait longer each time.
+        wait_s: Seconds to wait, None where the caller should wait longer each time.
+        uncertain: Whether it may have been carried out all the same.
     """
 
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+    def __init__(self, reason: str, wait_s: float | None = None, *, uncertain: bool = False) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
+        self.uncertain = uncertain
 
 
 class RefusedError(Exception):
@@ -117,7 +121,7 @@ class Outbox:
         try:
             answer = self._send(post.job.id, post.message, partial(self._post, post), classic=known.classic)
         except Later as later:
-            if later.wait_s is not None:
+            if not later.uncertain:
                 # Slack said no: the next try need not look for it.
                 self._memory.give_up(post.job.id)
             raise
@@ -218,7 +222,7 @@ def _call(call: Callable[[], SlackResponse]) -> SlackResponse:
     """Carry out one Web API call and sort what may come of it.
 
     Raises:
-        Later: With seconds, if Slack did not carry it out; without, if nobody knows.
+        Later: Slack did not carry it out, or nobody knows.
         RefusedError: Slack did not and will not carry it out.
     """
     try:
@@ -230,10 +234,12 @@ def _call(call: Callable[[], SlackResponse]) -> SlackResponse:
             raise Later(code, _retry_after(response)) from error
         # Whatever is not Slack's JSON comes from something on the way, and says nothing about the call.
         if status >= http.client.INTERNAL_SERVER_ERROR or code in _TRANSIENT or " " in code:
-            raise Later(f"{status} {code[:80]}") from error
+            raise Later(f"{status} {code[:80]}", uncertain=True) from error
         raise RefusedError(code) from error
+    except TimeoutError as error:
+        raise Later("Slack has not answered", UNANSWERED_WAIT_S, uncertain=True) from error
     except (OSError, http.client.HTTPException) as error:
-        raise Later(f"{type(error).__name__}: {error}") from error
+        raise Later(f"{type(error).__name__}: {error}", uncertain=True) from error
 
 
 def _retry_after(response: SlackResponse) -> float:

@@ -114,8 +114,7 @@ def render_root(story: Story) -> Message:
         "tasks": [_card(task, status, output) for task, status, output in tasks],
     }
     drawn = [
-        f"{_MARKS[status]} {task.title.replace('&', '&amp;')}"
-        + (f" · {escape(keep_start(output, 150))}" if output else "")
+        f"{_MARKS[status]} {escape(task.title)}" + (f" · {escape(keep_start(output, 150))}" if output else "")
         for task, status, output in tasks
     ]
     buttons: list[Block] = [_stop_button(story)] if story.end is None and story.stop_requested is None else []
@@ -170,8 +169,7 @@ def _standing(story: Story) -> str:  # noqa: PLR0911 - one sentence a state
     if story.claimed is None:
         return f"Queued in pool {code(story.record.pool)}"
     attempt = f" · attempt {story.claimed.attempt}" if story.claimed.attempt > 1 else ""
-    doing = "Starting" if story.phase is None else _current(story).title.replace("&", "&amp;")
-    return f"{doing}{where}{attempt}"
+    return f"{escape(_doing(story))}{where}{attempt}"
 
 
 def _plan_title(story: Story) -> str:
@@ -183,7 +181,12 @@ def _plan_title(story: Story) -> str:
         case JobCancelled():
             return "cancelled"
         case None:
-            return "stopping" if story.stop_requested is not None else _current(story).title.lower()
+            return "stopping" if story.stop_requested is not None else _doing(story).lower()
+
+
+def _doing(story: Story) -> str:
+    # Claimed, and its child has not said a word yet.
+    return "Starting" if story.claimed is not None and story.phase is None else _current(story).title
 
 
 def _card(task: _Task, status: Status, output: str | None) -> Block:

@@ -238,6 +238,17 @@ def test_trouble_with_slack_neither_loses_nor_doubles_a_milestone(
     assert stage.replies(job) == expected
 
 
+def test_a_post_that_slack_carries_out_after_our_patience_is_not_doubled(
+    stage: Stage, job: JobRecord, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bot.outbox.UNANSWERED_WAIT_S", 3.0)
+    stage.client.timeout = 1
+    stage.workspace.client.inject("delayed", "chat.postMessage", delay_s=2.5)
+    stage.report_to_the_end(job)
+    assert stage.replies(job) == expected
+    assert stage.workspace.client.calls("conversations.history")
+
+
 def test_trouble_while_looking_for_an_uncertain_post_is_no_answer(
     stage: Stage, job: JobRecord, expected: list[str]
 ) -> None:

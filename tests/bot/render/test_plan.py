@@ -164,6 +164,12 @@ def test_a_job_asked_to_stop_says_so_and_has_no_button(job: JobRecord) -> None:
     assert "actions" not in [block["type"] for block in message.blocks]
 
 
+def test_a_claimed_job_whose_child_is_silent_yet_is_starting(job: JobRecord) -> None:
+    message = render_root(_story(job, [QUEUED, CLAIMED]))
+    assert message.text.split("\n")[1] == "Starting on `gpu-1`"
+    assert message.blocks[1]["title"] == "demo: starting"
+
+
 def test_every_update_has_new_block_ids(job: JobRecord) -> None:
     first, second = render_root(_story(job, [QUEUED])), render_root(_story(job, [QUEUED, CLAIMED]))
     ids = [{block["block_id"] for block in message.blocks if "block_id" in block} for message in (first, second)]
