@@ -78,11 +78,21 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
-def _out_of_memory(error: BaseException) -> TrainingError | None:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the host had too little memory, in whosever words."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
     text = str(error).lower()
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not (
-        isinstance(error, RuntimeError | ValueError) and any(mark in text for mark in _OUT_OF_MEMORY)
-    ):
+    return isinstance(error, RuntimeError | ValueError) and any(mark in text for mark in _OUT_OF_MEMORY)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether there was no space left; safetensors raises an error of its own, with the system's words in it."""
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
+
+
+def _out_of_memory(error: BaseException) -> TrainingError | None:
+    if not is_out_of_memory(error):
         return None
     return MemoryExhaustedError(
         "The base model does not fit into this device's memory. A lower rung would need more, so none was tried.",
@@ -91,7 +101,7 @@ def _out_of_memory(error: BaseException) -> TrainingError | None:
 
 
 def _disk_full(error: BaseException) -> TrainingError | None:
-    if not (isinstance(error, OSError) and error.errno == errno.ENOSPC) and "No space left on device" not in str(error):
+    if not is_disk_full(error):
         return None
     return DiskFullError(
         "The disk is full where the base model is read or cached.", hint="Free some space, then start the job again."

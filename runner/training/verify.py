@@ -25,6 +25,7 @@ from runner.events import AdapterVerified
 from runner.redaction import redact
 from runner.reports import LoadReceipt
 from runner.spec import RunSpec
+from runner.training.loading import load_on_rung
 from runner.training.lora import without_peft_noise
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ def probe_logits(model: Any, input_ids: Tensor) -> Tensor:
 def _one_precision(model: Any) -> Iterator[None]:
     """Let 4-bit layers compute in float32.
 
-    bitsandbytes lets each layer compute in the precision of the first input that it ever saw, which autocast decides
-    in a training process and nobody in a fresh one; the two would differ by rounding for no fault of the adapter.
+    In the precision that they train in, rounding alone may tell the two processes apart, for no fault of the adapter.
     """
     layers = [module for module in model.modules() if hasattr(module, "compute_type_is_set")]
     before = [(layer.compute_dtype, layer.compute_type_is_set) for layer in layers]
@@ -138,9 +138,6 @@ def verify(run_dir: Path, models_root: Path) -> AdapterVerified:
         AdapterError: The adapter cannot be loaded or is not the one that was trained.
         TrainingError: The base model cannot be loaded again.
     """
-    # Imported here, because `probe_logits` is also needed where the model has already been loaded.
-    from runner.training.loading import load_on_rung  # noqa: PLC0415
-
     started = time.monotonic()
     spec = RunSpec.model_validate_json((run_dir / "spec.json").read_bytes())
     receipt = LoadReceipt.model_validate_json((run_dir / "receipt.json").read_bytes())

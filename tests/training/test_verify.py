@@ -1,4 +1,5 @@
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,17 @@ def test_the_verifying_process_hands_its_refusal_over(run_dir: Path, models_root
     assert caught.value.hint
 
 
-def test_a_verifying_process_that_dies_accepts_nothing(tmp_path: Path, models_root: Path) -> None:
-    with VerifyingProcess(tmp_path / "nowhere", models_root) as verifying:
+def test_a_verifying_process_that_dies_accepts_nothing(
+    run_dir: Path, models_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+
+    def judge(verifying: VerifyingProcess) -> None:
         verifying.begin()
-        with pytest.raises(AdapterError, match="died with exit status"):
-            verifying.result(StopSwitch())
+        verifying.result(StopSwitch())
+
+    with VerifyingProcess(run_dir, models_root) as verifying, pytest.raises(AdapterError, match="died with exit"):
+        judge(verifying)
 
 
 def test_an_adapter_that_changes_nothing_is_refused() -> None:
