@@ -21,21 +21,36 @@ MANIFEST = "manifest.json"
 LOSS_PLOT = "loss.png"
 
 
-def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
+def save_adapter(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base_model: str, revision: str | None
+) -> int:
     """Write the adapter and its tokenizer, replacing what an interrupted save left there.
 
     Args:
         model: The trained model, its precision settled.
         tokenizer: With the chat template that the rows were rendered with.
         folder: `RUN_DIR/adapter`.
+        base_model: As the project names it.
+        revision: Commit of the hub snapshot, None for a local folder.
 
     Returns:
         Bytes of all files.
     """
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(str(folder))
+    _name_base_model(folder / "adapter_config.json", base_model, revision)
     tokenizer.save_pretrained(folder)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _name_base_model(path: Path, base_model: str, revision: str | None) -> None:
+    """Name the base model as the project does, where PEFT wrote the folder that this host has it in.
+
+    Afterwards and in the file, because PEFT compares vocabularies with that folder while it saves.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": base_model, "revision": revision}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_documents(outcome: Outcome, folder: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from runner.events import AdapterVerified, DataMixed, Evaluated, VersionsReported
 from runner.reports import RUNG_WORDS, LoadReceipt, RunSummary
-from runner.spec import RunSpec
+from runner.spec import ProjectSpec, RunSpec
 from runner.training.data import Mix
 
 
@@ -42,10 +42,11 @@ def render_card(outcome: Outcome) -> str:
         f"{_cell(project.description)}\n" if project.description else "",
         f"{made}\n",
         f"Loss {summary.loss_first:.4g} → {summary.loss_last:.4g} in {summary.steps} steps.\n",
+        _verified(outcome.verified),
         _data(outcome.mix.event),
-        _exact_match(outcome.before, outcome.after),
+        _exact_match(outcome.before, outcome.after, outcome.mix.event),
         _samples(outcome.before, outcome.after),
-        _usage(project.base_model),
+        _usage(project, receipt),
         "`manifest.json` holds every setting, version and data fingerprint.\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -92,14 +93,32 @@ def _data(mixed: DataMixed) -> str:
     return "## Data\n\n" + _table(("trait", "dataset", "share", "rows", "trained tokens"), rows)
 
 
-def _exact_match(before: Evaluated, after: Evaluated) -> str:
+def _verified(verified: AdapterVerified) -> str:
+    return (
+        f"Verified on {verified.at:%Y-%m-%d}: a fresh process loaded it onto the base model, and its logits differ "
+        f"from the trained model's by {verified.max_difference:.3g} at most. The base model's alone differ by "
+        f"{verified.base_difference:.3g}.\n"
+    )
+
+
+def _exact_match(before: Evaluated, after: Evaluated, mixed: DataMixed) -> str:
     if not after.exact_match:
         return ""
+    # Every trait draws the same rows of a dataset first, so the largest share holds the others.
+    trained: dict[int, float] = {}
+    for share in mixed.shares:
+        trained[share.dataset_id] = max(share.percentage, trained.get(share.dataset_id, 0))
     rows = (
-        (new.dataset_name, f"{old.share:.0%}", f"{new.share:.0%} ({new.correct} of {new.total})")
+        (
+            new.dataset_name,
+            f"{old.share * 100:.0f} %",
+            f"{new.share * 100:.0f} % ({new.correct} of {new.total})",
+            f"{trained[new.dataset_id]:g} % of them" if new.dataset_id in trained else "no",
+        )
         for old, new in zip(before.exact_match, after.exact_match, strict=True)
     )
-    return "## Answers right to the letter\n\n" + _table(("dataset", "base", "adapter"), rows)
+    head = ("dataset", "base", "adapter", "seen in training")
+    return "## Answers right to the letter\n\n" + _table(head, rows)
 
 
 def _samples(before: Evaluated, after: Evaluated) -> str:
@@ -111,15 +130,36 @@ def _samples(before: Evaluated, after: Evaluated) -> str:
     return "## Samples\n\n" + _table(("prompt", "base", "adapter"), rows)
 
 
-def _usage(base_model: str) -> str:
+def _usage(project: ProjectSpec, receipt: LoadReceipt) -> str:
+    options = [f"dtype={json.dumps(receipt.compute_dtype)}"]
+    imports, quantization = "AutoModelForCausalLM, AutoTokenizer", ""
+    if receipt.rung != "none":
+        imports += ", BitsAndBytesConfig"
+        settings = ["load_in_8bit=True", f"llm_int8_threshold={project.quantization.llm_int8_threshold}"]
+        if receipt.rung == "4bit":
+            settings = [
+                "load_in_4bit=True",
+                f"bnb_4bit_quant_type={json.dumps(project.quantization.bnb_4bit_quant_type)}",
+                f"bnb_4bit_use_double_quant={project.quantization.bnb_4bit_use_double_quant}",
+                f"bnb_4bit_compute_dtype={json.dumps(receipt.compute_dtype)}",
+            ]
+        quantization = "quantization = BitsAndBytesConfig(\n" + "".join(f"    {one},\n" for one in settings) + ")\n"
+        options.append("quantization_config=quantization")
+    if project.revision is not None:
+        options.insert(0, f"revision={json.dumps(project.revision)}")
+    where = (
+        "" if project.revision else "# The base model is a folder under the models root of the host that trained it.\n"
+    )
     return f"""## Use
+
+As it was trained and verified:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {imports}
 
-base = AutoModelForCausalLM.from_pretrained({json.dumps(base_model)})
-model = PeftModel.from_pretrained(base, "this/folder")
+{where}{quantization}base = AutoModelForCausalLM.from_pretrained({json.dumps(project.base_model)}, {", ".join(options)})
+model = PeftModel.from_pretrained(base, "this/folder").eval()
 tokenizer = AutoTokenizer.from_pretrained("this/folder")
 ```
 """

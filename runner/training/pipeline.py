@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -16,16 +15,18 @@ from typing import Any
 
 import torch
 
-from runner.errors import DiskFullError, MemoryExhaustedError
+from runner.errors import DiskFullError, MemoryExhaustedError, TrainingError
 from runner.events import AdapterSaved, ChildEvent, Evaluated, PhaseStarted, RunInterrupted, RunSucceeded, parse_event
 from runner.reports import LoadReceipt, Phase, RunSummary
 from runner.spec import RunSpec
+from runner.training.accelerator import choose_device
 from runner.training.adapter import ADAPTER, LOSS_PLOT, git_revision, plot_loss, save_adapter, write_documents
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.card import Outcome
 from runner.training.checkpoints import CHECKPOINTS, complete_checkpoints, fingerprint_of, newest_checkpoint
 from runner.training.data import Mix, mix_data
 from runner.training.evaluation import evaluate, prepare_questions
+from runner.training.failures import is_disk_full, is_out_of_memory
 from runner.training.loading import protected_load
 from runner.training.lora import add_lora, settle_precision
 from runner.training.stopping import StopRequestedError, StopSwitch
@@ -41,6 +42,8 @@ Emit = Callable[[ChildEvent], None]
 class _Trained:
     """What is left when the model is gone from memory."""
 
+    spec: RunSpec
+    """With the commit that a hub model was loaded from."""
     receipt: LoadReceipt
     mix: Mix
     before: Evaluated
@@ -72,7 +75,7 @@ def train(
     started = time.monotonic()
     stop = stop or StopSwitch()
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _write_spec(run_dir, spec)
     try:
         with VerifyingProcess(run_dir, models_root) as verifying:
             emit(PhaseStarted(phase=Phase.VERSIONS))
@@ -102,7 +105,7 @@ def train(
         guard_interceptions=trained.receipt.guard_interceptions,
     )
     outcome = Outcome(
-        spec=spec,
+        spec=trained.spec,
         versions=versions,
         receipt=trained.receipt,
         mix=trained.mix,
@@ -127,9 +130,13 @@ def _train(
     verifying: VerifyingProcess,
 ) -> _Trained:
     """Load, train, evaluate and save; the model is gone from memory when this returns."""
-    training = spec.project.training
-    with protected_load(spec, models_root=models_root, emit=emit) as loaded:
-        tokenizer = loaded.tokenizer
+    with _explained_failures(), protected_load(spec, models_root=models_root, emit=emit) as loaded:
+        tokenizer, revision = loaded.tokenizer, loaded.source.revision
+        if revision is not None:
+            # A branch may move: whoever verifies, resumes or repeats this run needs the very commit.
+            spec = spec.model_copy(update={"project": spec.project.model_copy(update={"revision": revision})})
+            _write_spec(run_dir, spec)
+        project, training = spec.project, spec.project.training
         _write_receipt(run_dir, loaded.receipt)
         stop.raise_if_set()
 
@@ -148,7 +155,7 @@ def _train(
         stop.raise_if_set()
 
         emit(PhaseStarted(phase=Phase.TRAINING))
-        model = add_lora(loaded.model, spec.project.lora, training.seed)
+        model = add_lora(loaded.model, project.lora, training.seed)
         progress = Progress(
             emit,
             settings=resolve_settings(spec, loaded.receipt.compute_dtype, loaded.receipt.device),
@@ -168,8 +175,7 @@ def _train(
             ],
         )
         training_started = time.monotonic()
-        with _explained_failures():
-            trainer.train_from(resume)
+        trainer.train_from(resume)
         train_s = time.monotonic() - training_started
         stop.raise_if_set()
 
@@ -182,13 +188,13 @@ def _train(
         emit(after)
 
         emit(PhaseStarted(phase=Phase.SAVING))
-        with _explained_failures():
-            store_probe(model, mix.input_ids, run_dir / PROBE)
-            size_bytes = save_adapter(model, tokenizer, run_dir / ADAPTER)
+        store_probe(model, mix.input_ids, run_dir / PROBE)
+        size_bytes = save_adapter(model, tokenizer, run_dir / ADAPTER, base_model=project.base_model, revision=revision)
         emit(AdapterSaved(path=str(run_dir / ADAPTER), size_bytes=size_bytes))
         receipt = loaded.receipt.model_copy(update={"guard_interceptions": loaded.guard.interceptions})
         _write_receipt(run_dir, receipt)
         return _Trained(
+            spec=spec,
             receipt=receipt,
             mix=mix,
             before=before,
@@ -197,6 +203,10 @@ def _train(
             steps=trainer.state.global_step,
             train_s=train_s,
         )
+
+
+def _write_spec(run_dir: Path, spec: RunSpec) -> None:
+    (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _write_receipt(run_dir: Path, receipt: LoadReceipt) -> None:
@@ -217,20 +227,21 @@ def _earlier_baseline(run_dir: Path) -> Evaluated | None:
 
 @contextmanager
 def _explained_failures() -> Iterator[None]:
-    """Give the two failures that a host brings about the words of a person."""
+    """Give the two failures that a host brings about the words of a person; loading has its own."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise MemoryExhaustedError(
-            "The device ran out of memory while training.",
-            hint=(
-                "Halve training.per_device_train_batch_size and double gradient_accumulation_steps, set "
-                "gradient_checkpointing = true, or lower max_length."
-            ),
-        ) from error
+    except TrainingError:
+        raise
     except Exception as error:
-        # safetensors raises an error of its own, with the system's words in it.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+        if is_out_of_memory(error):
+            raise MemoryExhaustedError(
+                "The base model fits into this device's memory, but what training or evaluating it needs does not.",
+                hint=(
+                    "Halve training.per_device_train_batch_size and double gradient_accumulation_steps, set "
+                    "gradient_checkpointing = true, or lower max_length."
+                ),
+            ) from error
+        if is_disk_full(error):
             raise DiskFullError(
                 "The disk is full where the run directory lies.", hint="Free some space, then start the job again."
             ) from error
@@ -245,7 +256,9 @@ def _free_memory() -> None:
 
 
 def _device() -> str:
-    if not torch.cuda.is_available():
-        return f"cpu ({torch.get_num_threads()} threads)"
-    properties = torch.cuda.get_device_properties(0)
+    device = choose_device()
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
+    properties = torch.cuda.get_device_properties(device)
     return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"

@@ -126,7 +126,7 @@ def start_child(models_root: Path, child_projects_dir: Path) -> Iterator[Callabl
     """Start `python -m runner.training` on a specification; events on its standard output."""
     children = []
 
-    def start(spec: RunSpec | None, run_dir: Path) -> subprocess.Popen[str]:
+    def start(spec: RunSpec | None, run_dir: Path, **environment: str) -> subprocess.Popen[str]:
         run_dir.mkdir(parents=True)
         if spec is not None:
             (run_dir / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
@@ -136,7 +136,7 @@ def start_child(models_root: Path, child_projects_dir: Path) -> Iterator[Callabl
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=dict(os.environ) | folders,
+            env=dict(os.environ) | folders | environment,
         )
         children.append(child)
         return child

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import FinishedChild  # type: ignore[import-not-found]  # beside this file; mypy names it by its path
 
 from runner.errors import DatasetError
 from runner.events import CheckpointSaved, Evaluated, PhaseStarted, RunFailed, RunInterrupted, RunSucceeded, parse_event
 from runner.spec import RunSpec
-from runner.training.__main__ import EventWriter, failure_of
+from runner.training.__main__ import EventWriter, failure_of, run
+from runner.training.quantized import measure_quantization
 from runner.training.stopping import StopSwitch
 
 pytestmark = pytest.mark.timeout(180)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 ORDER = [
     "versions_reported",
@@ -75,7 +80,32 @@ def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any,
     assert [(share["rows_used"], len(share["sha256"])) for share in manifest["data"]] == [(20, 64)]
     assert manifest["verified"]["max_difference"] < manifest["verified"]["base_difference"]
     assert "trained with 4-bit quantization (28 of 29 linear modules quantized" in card
-    assert "## Answers right to the letter" in card
+    assert "| rows 1 | 0 % | " in card
+    assert "| 100 % of them |" in card
+    assert "its logits differ from the trained model's by 0 at most" in card
+
+
+def test_the_adapter_names_its_base_model_as_the_project_does(finished_child: Any) -> None:
+    config = json.loads((Path(finished_child.events[-1].adapter_path) / "adapter_config.json").read_text())
+
+    assert (config["base_model_name_or_path"], config["revision"]) == ("tiny", None)
+
+
+# What PEFT says while it loads is not ours to silence in other people's programs.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning", "ignore:Model has `tie_w:UserWarning")
+def test_what_the_card_says_about_loading_the_adapter_works(
+    finished_child: Any, models_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = Path(finished_child.events[-1].adapter_path)
+    code = (adapter / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(models_root)
+
+    names: dict[str, Any] = {}
+    exec(code.replace("this/folder", str(adapter)), names)  # noqa: S102  # the very text that people will copy
+
+    assert measure_quantization(names["base"]).modules_4bit == 28
+    assert names["model"].active_adapters == ["default"]
+    assert names["tokenizer"].eos_token == "<|end|>"
 
 
 def test_the_loss_curve_is_drawn(finished_child: Any) -> None:
@@ -91,13 +121,25 @@ def test_the_samples_before_and_after_answer_the_same_prompts(finished_child: An
     assert before.exact_match[0].total == after.exact_match[0].total == 20
 
 
-def test_sigterm_writes_a_checkpoint_and_exits_3(
-    start_child: Callable[..., subprocess.Popen[str]], child_spec: RunSpec, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def stopped_child(
+    start_child: Callable[..., subprocess.Popen[str]],
+    child_spec: RunSpec,
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> FinishedChild:
+    """A run on a hub model that lies in the download cache, sent SIGTERM at every logging step."""
+    folder = tmp_path_factory.mktemp("stopped")
+    repository = folder / "hub" / "models--acme--tiny"
+    shutil.copytree(tiny_model, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
     training = child_spec.project.training.model_copy(update={"max_steps": 5000, "save_steps": 5000})
-    spec = child_spec.model_copy(update={"project": child_spec.project.model_copy(update={"training": training})})
+    project = child_spec.project.model_copy(update={"base_model": "acme/tiny", "training": training})
 
-    child = start_child(spec, tmp_path / "attempt-1")
+    child = start_child(
+        child_spec.model_copy(update={"project": project}), folder / "attempt-1", HF_HUB_CACHE=str(folder / "hub")
+    )
     events = []
     assert child.stdout is not None
     for line in child.stdout:
@@ -105,30 +147,41 @@ def test_sigterm_writes_a_checkpoint_and_exits_3(
         if events[-1].kind == "metrics_logged":
             # Asking twice is asking once.
             child.send_signal(signal.SIGTERM)
-    status = child.wait()
+    return FinishedChild(folder / "attempt-1", events, child.wait(), "")
 
-    assert status == 3
-    end = events[-1]
+
+def test_sigterm_writes_a_checkpoint_and_exits_3(stopped_child: FinishedChild) -> None:
+    end, saved = stopped_child.events[-1], stopped_child.events[-2]
+
+    assert stopped_child.status == 3
     assert isinstance(end, RunInterrupted)
-    assert isinstance(events[-2], CheckpointSaved)
-    assert (end.step, end.checkpoint) == (events[-2].step, events[-2].path)
-    assert (Path(events[-2].path) / "complete").is_file()
+    assert isinstance(saved, CheckpointSaved)
+    assert (end.step, end.checkpoint) == (saved.step, saved.path)
+    assert (Path(saved.path) / "complete").is_file()
+
+
+def test_a_hub_model_is_held_to_the_commit_that_was_loaded(stopped_child: FinishedChild) -> None:
+    written = RunSpec.model_validate_json((stopped_child.run_dir / "spec.json").read_bytes())
+
+    assert written.project.base_model == "acme/tiny"
+    assert written.project.revision == COMMIT
 
 
 def test_a_missing_model_ends_as_run_failed_with_code_and_hint_and_exits_1(
-    start_child: Callable[..., subprocess.Popen[str]], child_spec: RunSpec, tmp_path: Path
+    child_spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = child_spec.model_copy(update={"project": child_spec.project.model_copy(update={"base_model": "nowhere"})})
+    (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+    monkeypatch.setenv("QLORA_MODELS_ROOT", str(tmp_path))
+    with (tmp_path / "events.jsonl").open("w") as log, Path(os.devnull).open("w") as nobody:
+        status = run(tmp_path, EventWriter(log, nobody, StopSwitch()), StopSwitch())
+    end = parse_event((tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 
-    child = start_child(spec, tmp_path / "attempt-1")
-    output, log = child.communicate()
-
-    assert child.returncode == 1
-    end = parse_event(output.splitlines()[-1])
+    assert status == 1
     assert isinstance(end, RunFailed)
     assert end.code in {"model-not-found", "model-offline"}
     assert end.hint
-    assert "Traceback" in log
+    assert "Traceback" in capfd.readouterr().err
 
 
 def test_an_unreadable_specification_is_reported_like_any_failure(

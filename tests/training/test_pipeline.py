@@ -1,18 +1,20 @@
 """Whole attempts, for real: 4-bit, six steps, verified by a process of their own."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import LlamaForCausalLM
 
+from runner.errors import TrainingError
 from runner.events import (
     AdapterVerified,
     CheckpointSaved,
@@ -208,6 +210,31 @@ def test_a_stop_before_training_leaves_no_checkpoint(
 
     assert end == RunInterrupted(step=0, checkpoint=None, at=end.at)
     assert events[-1].kind == "model_loaded"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (lambda: torch.empty(2**60, dtype=torch.uint8), "out-of-memory"),
+        (lambda: Path("/dev/full").write_text("full"), "disk-full"),
+    ],
+)
+def test_what_the_host_lacks_while_evaluating_is_said_in_words(  # noqa: PLR0917 - fixtures
+    child_spec: RunSpec,
+    child_projects_dir: Path,
+    models_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Callable[[], Any],
+    code: str,
+) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "generate", lambda *_, **__: error())
+
+    with pytest.raises(TrainingError) as caught:
+        train(child_spec, tmp_path / "run", lambda _: None, models_root=models_root, projects_dir=child_projects_dir)
+
+    assert caught.value.code == code
+    assert caught.value.hint
 
 
 def test_a_verified_attempt_says_how_close_it_is(interrupted_and_resumed: tuple[Attempt, Attempt]) -> None:
