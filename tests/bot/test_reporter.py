@@ -251,6 +251,8 @@ def test_a_post_that_slack_carries_out_after_our_patience_is_not_doubled(
     stage.client.timeout = 1
     stage.workspace.client.inject("delayed", "chat.postMessage", delay_s=2.5)
     stage.report_to_the_end(job)
+    posts = stage.workspace.client.calls
+    _wait_until(lambda: all(call.outcome == "ok" for call in posts("chat.postMessage")), "the late post")
     assert stage.replies(job) == expected
     assert stage.workspace.client.calls("conversations.history")
 
