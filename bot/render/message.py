@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bot.render.text import escape, keep_end, plain
+from bot.render.text import count, escape, keep_end, plain
 
 Block = dict[str, Any]
 
@@ -108,6 +108,8 @@ def compose_with_table(lines: Sequence[str], rows: Sequence[Sequence[str]], afte
     """Lines, a table whose first row is its head, and lines below it. Cells are literal text, not markup."""
     drawn = draw(rows)
     shown = rows[:TABLE_ROWS]
+    if len(rows) > len(shown):
+        after = [f"… and {count(len(rows) - len(shown), 'more row')}", *after]
     room = min(TABLE_LIMIT, TOTAL_LIMIT - sum(map(len, (*lines, *after))))
     cell_limit = max(10, min(TABLE_CELL_LIMIT, room // (len(shown) * len(shown[0]))))
     table: Block = {

@@ -161,6 +161,16 @@ def test_the_data_mix_tells_rows_used_of_rows_there(render: Render, good_run: tu
     assert _lines(message)[-1] == "80 rows · longest 23 tokens"
 
 
+def test_a_table_that_slack_would_not_take_whole_says_how_much_is_missing(
+    render: Render, good_run: tuple[ChildEvent, ...]
+) -> None:
+    (mixed,) = _of(good_run, DataMixed)
+    assert isinstance(mixed, DataMixed)
+    (message,) = render([mixed.model_copy(update={"shares": mixed.shares * 102})])
+    assert len(message.blocks[1]["rows"]) == 100
+    assert _lines(message)[-2:] == ["… and 3 more rows", "80 rows · longest 23 tokens"]
+
+
 def test_rows_cut_or_left_out_are_told(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
     (mixed,) = _of(good_run, DataMixed)
     (message,) = render([mixed.model_copy(update={"truncated_rows": 3, "dropped_rows": 1})])
