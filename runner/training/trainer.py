@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from runner.errors import TrainingError
 from runner.reports import Resolved
 from runner.spec import RunSpec, Training
 from runner.training.checkpoints import Checkpoint
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SECTIONS = ("lora", "training", "quantization")
+BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
 
 
 class AdapterTrainer(SFTTrainer):
@@ -70,14 +73,20 @@ def build_trainer(
         output_dir: Where `checkpoint-<step>` folders go.
         compute_dtype: The receipt's; autocast follows it.
         callbacks: Ours, after the trainer's own.
+
+    Raises:
+        TrainingError: The optimizer needs a GPU (`optimizer`).
     """
+    on_cpu = model.device.type == "cpu"
+    if on_cpu:
+        _refuse_gpu_optimizer(training)
     rows = Dataset.from_dict({"input_ids": mix.input_ids, "labels": mix.labels})
     if training.packing:
         # Best fit keeps rows whole, and the collator starts positions anew at each, so rows do not see each other.
         rows = pack_dataset(rows, training.max_length, "bfd")
     trainer = AdapterTrainer(
         model=model,
-        args=_arguments(training, output_dir, compute_dtype, on_cpu=model.device.type == "cpu"),
+        args=_arguments(training, output_dir, compute_dtype, on_cpu=on_cpu),
         train_dataset=rows,
         processing_class=tokenizer,
         callbacks=list(callbacks),
@@ -86,6 +95,17 @@ def build_trainer(
     # TRL casts the adapter of a quantized model to bfloat16; the optimizer is only built when training starts.
     keep_full_precision(model)
     return trainer
+
+
+def _refuse_gpu_optimizer(training: Training) -> None:
+    """Refuse what would otherwise fail in the first step, in bitsandbytes' words about tensors."""
+    installed = metadata.version("bitsandbytes")
+    if training.optim in BITSANDBYTES_OPTIMIZERS and Version(installed) < Version("0.50"):
+        raise TrainingError(
+            f"training.optim = {training.optim!r} needs a GPU with bitsandbytes {installed}, and this host has none.",
+            hint='Set training.optim = "adamw_torch", or use a pool with GPUs.',
+            code="optimizer",
+        )
 
 
 def resolve_settings(spec: RunSpec, compute_dtype: str, device: str) -> tuple[Resolved, ...]:

@@ -1,10 +1,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState
 
 from runner.errors import TargetModulesError, TrainingError
@@ -170,13 +172,14 @@ def test_what_is_trained_is_held_in_full_precision(
     assert set(trained.values()) == {torch.float32}
 
 
+@pytest.mark.parametrize("rung", ["4bit", "8bit"])
 def test_recomputing_activations_changes_memory_and_not_the_loss(
-    make_spec: MakeSpec, models_root: Path, tmp_path: Path, addition: list[dict[str, Any]]
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path, addition: list[dict[str, Any]], rung: str
 ) -> None:
     losses, passes = [], []
     for checkpointing in (False, True):
         training = SHORT | {"max_steps": 2, "gradient_checkpointing": checkpointing}
-        spec = make_spec(tmp_path, addition, training=training, quantization={"ladder": ["4bit"]})
+        spec = make_spec(tmp_path, addition, training=training, quantization={"ladder": [rung]})
         with _trainer(spec, models_root, tmp_path) as (trainer, loaded, _):
             layer: Any = loaded.model.get_submodule("model.layers.0.self_attn")
             ran: list[None] = []
@@ -187,6 +190,21 @@ def test_recomputing_activations_changes_memory_and_not_the_loss(
 
     assert passes == [2, 4]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_an_optimizer_of_bitsandbytes_trains_or_is_refused_in_words(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path, addition: list[dict[str, Any]]
+) -> None:
+    spec = make_spec(tmp_path, addition[:4], training=SHORT | {"optim": "adamw_8bit"}, lora=LORA)
+
+    if Version(version("bitsandbytes")) < Version("0.50") and not torch.cuda.is_available():
+        with pytest.raises(TrainingError, match="needs a GPU"), _trainer(spec, models_root, tmp_path):
+            pass
+        return
+    with _trainer(spec, models_root, tmp_path) as (trainer, _, _):
+        trainer.train()
+
+    assert _losses(trainer)[-1] < _losses(trainer)[0]
 
 
 @pytest.mark.parametrize(("warmup_steps", "steps"), [(2.0, 2), (0.5, 10), (0.0, 0)])
