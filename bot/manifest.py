@@ -11,11 +11,14 @@ BOT_SCOPES = {
     "app_mentions:read": "`@bot stop` inside a job's thread",
     "channels:history": "find an uncertain post again, in public channels",
     "chat:write": "threads and answers",
-    "chat:write.public": "threads in public channels without an invitation",
     "commands": "/qlora",
     "groups:history": "find an uncertain post again, in private channels",
 }
-"""Scope to what it is needed for."""
+"""Scope to what it is needed for.
+
+`chat:write.public` is left out on purpose: a bot outside a channel could post there but not read back what it posted,
+so an uncertain post could never be settled. It has to be invited instead, and says so.
+"""
 
 
 def build_manifest() -> dict[str, Any]:

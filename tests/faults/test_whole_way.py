@@ -14,6 +14,20 @@ from tests.faults.stack import Stack
 pytestmark = [pytest.mark.training, pytest.mark.timeout(900)]
 
 
+MILESTONES = (
+    "job_queued",
+    "versions_reported",
+    "config_loaded",
+    "model_loaded",
+    "data_mixed",
+    "training_started",
+    "job_requeued",
+    "adapter_verified",
+    "job_succeeded",
+)
+"""Events whose first occurrence has a message of its own in every thread of a job that was resumed and succeeded."""
+
+
 def texts(thread: list[Message]) -> str:
     return "\n".join(message.text for message in thread)
 
@@ -33,7 +47,7 @@ def test_a_start_command_ends_with_a_verified_adapter_and_the_thread_tells_it_in
 
     assert job.state == "succeeded", texts(thread)
     milestones = [
-        "ueued",
+        "Queued in pool local",
         "transformers",
         "model_type",
         "✅ Model loaded with 4-bit quantization, config protected",
@@ -97,7 +111,7 @@ def test_a_stop_in_mid_training_leaves_a_checkpoint_and_ends_the_job_as_cancelle
     (end,) = [stored.event for stored in stack.store.events(job.id) if stored.event.kind == "job_cancelled"]
     assert end.checkpoint is not None
     assert (Path(end.checkpoint) / "complete").exists()
-    assert "ancelled" in thread[-1].text
+    assert "Cancelled" in thread[-1].text
 
 
 def test_a_killed_worker_s_job_is_resumed_by_another_from_the_last_checkpoint(stack: Stack) -> None:
@@ -118,7 +132,11 @@ def test_a_killed_worker_s_job_is_resumed_by_another_from_the_last_checkpoint(st
     assert resumed[0] == 0
     assert resumed[1] >= 20
     assert [stored.event.kind for stored in events].count("job_requeued") == 1
-    lost = [message for message in thread[1:] if "lost" in message.text]
+    lost = [message for message in thread[1:] if "was lost" in message.text]
     assert len(lost) == 1, texts(thread)
     told = [message.metadata["event_payload"]["seq"] for message in thread[1:] if message.metadata]
     assert told == sorted(set(told)), "a milestone is doubled or out of order"
+    first: dict[str, int] = {stored.event.kind: stored.seq for stored in reversed(events)}
+    claims = [stored.seq for stored in events if stored.event.kind == "job_claimed"]
+    milestones = {first[kind] for kind in MILESTONES} | set(claims)
+    assert milestones <= set(told), "a milestone is lost"
