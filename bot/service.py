@@ -222,8 +222,7 @@ class Service:
         for jobs in (live, recent):
             started = [job for job in jobs if job.id.startswith(wanted)]
             of_project = [job for job in jobs if job.project == wanted]
-            running = [job for job in of_project if job.state in ACTIVE_STATES]
-            for candidates in (running, of_project, started):
+            for candidates in (of_project, started):
                 if len(candidates) == 1 or (candidates and jobs is recent and candidates is of_project):
                     # Of a project whose jobs are all over, the newest is meant.
                     return candidates[0]

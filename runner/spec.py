@@ -63,6 +63,12 @@ def _stays_inside(root: str) -> AfterValidator:
 _LINE = AfterValidator(_is_a_line)
 
 
+def _is_not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("must be at least 1, or -1 to go by num_train_epochs")
+    return value
+
+
 class DatasetShare(Spec):
     """One dataset of a trait and how much of it to use."""
 
@@ -129,13 +135,13 @@ class Lora(Spec):
 class Training(Spec):
     """The optimization, in TRL's and transformers' names."""
 
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
-    max_steps: Annotated[int, Field(ge=-1)] = -1
+    num_train_epochs: Annotated[float, Field(gt=0, le=10_000)] = 3.0
+    max_steps: Annotated[int, Field(ge=-1), AfterValidator(_is_not_zero)] = -1
     """Optimizer steps; when positive, overrides `num_train_epochs`."""
     per_device_train_batch_size: Annotated[int, Field(ge=1)] = 8
     """Rows a device sees at once."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_steps: Annotated[float, Field(ge=0)] = 0
     """Optimizer steps, or below 1 the share of all steps."""

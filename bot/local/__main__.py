@@ -30,9 +30,13 @@ def run(settings: RunnerSettings) -> int:
             "Ctrl-C stops everything.",
             flush=True,
         )
-        while True:
-            require_alive(parts)
-            time.sleep(0.5)
+        try:
+            while True:
+                require_alive(parts)
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            print("\nStopping; a job that runs writes a checkpoint and goes on with the next `make run`.", flush=True)
+            raise
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -54,7 +58,8 @@ def main() -> int:
         settings = load_settings()
         return run_demo(settings) if arguments.verb == "demo" else run(settings)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        # The parts are stopped by now. Ctrl-C is how `run` ends; a demo that is broken off has not succeeded.
+        return INTERRUPTED if arguments.verb == "demo" else 0
     except QLoRAError as error:
         print(f"{error.message}\n{error.hint or ''}".rstrip(), file=sys.stderr)
         return 1

@@ -83,6 +83,7 @@ def run_demo(settings: RunnerSettings) -> int:
     if job.state is not JobState.SUCCEEDED:
         print(f"The job {job.id} ended as {job.state}: {job.error_message or ''}", file=sys.stderr)
         return 1
+    print("Next: `make run` leaves everything running, and projects/README.md tells how to add a project of your own.")
     print(f"Done in {time.monotonic() - started_at:.0f} s; everything that was started is stopped. The adapter:")
     print(job.adapter_path)
     return 0

@@ -124,13 +124,13 @@ def _claimed(event: JobClaimed) -> Message:
 
 def _requeued(event: JobRequeued, story: Story) -> Message:
     happened = {
-        "host-lost": f"⚠️ Host {code(event.host)} was lost.",
+        "host-lost": f"⚠️ The worker on host {code(event.host)} was lost.",
         "worker-stopped": f"The worker on host {code(event.host)} was stopped.",
     }[event.reason]
     if story.checkpoint_step:
         goes_on = f"resumes from the checkpoint of step {number(story.checkpoint_step)}"
     else:
-        goes_on = "starts from the beginning"
+        goes_on = "starts again, from a checkpoint if its host left one,"
     return compose([f"{happened} The job is back in the queue and {goes_on} once a worker claims it."])
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from runner.child import Child, RunEnd, Spawn, spawn_training
 from runner.cli.project import add_project_arguments, named_project
 from runner.console import TerminalStory
-from runner.errors import UnavailableError
+from runner.errors import UnavailableError, UsageError
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.jobs import new_job_id
 from runner.run_directory import RunDirectory, create_attempt, open_attempt
@@ -63,7 +63,41 @@ def _run_directory(settings: RunnerSettings, spec: RunSpec, asked: Path | None) 
         return create_attempt(settings.output_root, spec, new_job_id(spec.project.name), 1)
     folder = asked.absolute()
     # Whoever names an attempt of an earlier run means that run.
-    return open_attempt(folder.parent if re.fullmatch(r"attempt-\d+", folder.name) else folder, spec)
+    job_dir = folder.parent if re.fullmatch(r"attempt-\d+", folder.name) else folder
+    _require_same_unfinished_run(job_dir, spec)
+    return open_attempt(job_dir, spec)
+
+
+def _require_same_unfinished_run(job_dir: Path, spec: RunSpec) -> None:
+    """Keep a finished adapter, and the checkpoints of other settings, from being trained over.
+
+    Raises:
+        UsageError: The folder holds a finished run (`run-finished`) or one with other settings (`run-differs`).
+    """
+    another = "Leave --run-dir out, or name a new folder."
+    if (job_dir / "adapter").exists():
+        raise UsageError(f"{job_dir} holds a finished run: its adapter is there.", hint=another, code="run-finished")
+    earlier = sorted(job_dir.glob("attempt-*/spec.json"))
+    if not earlier:
+        return
+    before = flatten(RunSpec.model_validate_json(earlier[-1].read_bytes()).project.model_dump(mode="json"))
+    now = flatten(spec.project.model_dump(mode="json"))
+    # A hub model's branch became its commit when that run loaded it.
+    changed = [path for path in now.keys() | before.keys() if before.get(path) != now.get(path) and path != "revision"]
+    if changed:
+        shown = ", ".join(f"{path} {before.get(path)} → {now.get(path)}" for path in sorted(changed)[:5])
+        raise UsageError(f"{job_dir} holds a run with other settings: {shown}.", hint=another, code="run-differs")
+
+
+def flatten(value: object, path: str = "") -> dict[str, object]:
+    """Every plain value of nested tables and lists, by its dotted path."""
+    if isinstance(value, dict):
+        parts = [flatten(inner, f"{path}.{key}" if path else key) for key, inner in value.items()]
+    elif isinstance(value, list):
+        parts = [flatten(inner, f"{path}[{number}]") for number, inner in enumerate(value)]
+    else:
+        return {path: value}
+    return {key: inner for part in parts for key, inner in part.items()}
 
 
 def _train(run_directory: RunDirectory, spawn: Spawn, show: Callable[[ChildEvent], None]) -> RunEnd:
@@ -124,5 +158,5 @@ def _last_line(end: RunEnd, run_directory: RunDirectory, words: list[str]) -> st
             return f"Log: {run_directory.log_path}"
         case RunInterrupted():
             # With the same overrides: a checkpoint of other settings is not gone on from.
-            words = ["python", "-m", "runner", "train", *words, "--run-dir", str(run_directory.job_dir)]
+            words = [sys.executable, "-m", "runner", "train", *words, "--run-dir", str(run_directory.job_dir)]
             return f"Go on with: {shlex.join(words)}"

@@ -42,6 +42,7 @@ def render_card(outcome: Outcome) -> str:
         f"{_cell(project.description)}\n" if project.description else "",
         f"{made}\n",
         f"Loss {summary.loss_first:.4g} → {summary.loss_last:.4g} in {summary.steps} steps.\n",
+        "![Training loss by optimizer step](loss.png)\n",
         _verified(outcome.verified),
         _data(outcome.mix.event),
         _exact_match(outcome.before, outcome.after, outcome.mix.event),

@@ -128,9 +128,15 @@ def evaluate(
                 )
             )
     samples = tuple(
-        Sample(prompt=prompt, completion=answer.text) for prompt, answer in zip(questions.prompts, answers, strict=True)
+        Sample(prompt=prompt, completion=_shown(answer.text))
+        for prompt, answer in zip(questions.prompts, answers, strict=True)
     )
     return Evaluated(when=when, samples=samples, exact_match=tuple(matches))
+
+
+def _shown(answer: str) -> str:
+    """The answer without control characters: an untrained model writes any, and terminals and files obey some."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in answer)
 
 
 @contextmanager

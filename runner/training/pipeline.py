@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,7 @@ def train(
         git_revision=revision,
     )
     write_documents(outcome, run_dir / ADAPTER)
+    shutil.copyfile(run_dir / LOSS_PLOT, run_dir / ADAPTER / LOSS_PLOT)
     return RunSucceeded(summary=summary, adapter_path=str(run_dir / ADAPTER))
 
 

@@ -354,7 +354,7 @@ def test_a_second_attempt_continues_in_the_same_progress_message(
         "*Data*",
         "*Before training*",
         "*Training*",
-        "⚠️ Host `gpu-1` was lost",
+        "⚠️ The worker on host `gpu-1` was lost",
         "Claimed on host",
         "*After training*",
         "*Adapter verified*",

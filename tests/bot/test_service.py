@@ -104,13 +104,22 @@ def test_a_job_is_meant_by_id_by_its_start_or_by_its_project(wanted: str, servic
     assert (answer.job.id, answer.job.state) == (job.id, JobState.CANCELLED)
 
 
-def test_a_project_means_its_running_job(service: Service, store: Store, worker_info: WorkerInfo) -> None:
+def test_a_project_means_its_only_job(service: Service) -> None:
+    job = service.start(Start("demo"), WISH).job
+    answer = service.answer(Stop("demo"), WISH)
+    assert isinstance(answer, StopAnswer)
+    assert (answer.job.id, answer.job.state) == (job.id, JobState.CANCELLED)
+
+
+def test_a_running_job_is_not_stopped_by_a_name_that_a_waiting_one_shares(
+    service: Service, store: Store, worker_info: WorkerInfo
+) -> None:
     running = service.start(Start("demo"), WISH).job
     service.start(Start("demo"), _wish(2))
     assert store.claim("cpu", worker_info) is not None
-    answer = service.answer(Stop("demo"), WISH)
-    assert isinstance(answer, StopAnswer)
-    assert (answer.job.id, answer.job.state) == (running.id, JobState.STOPPING)
+    with pytest.raises(JobError):
+        service.answer(Stop("demo"), WISH)
+    assert store.get(running.id).state is JobState.RUNNING
 
 
 def test_a_name_that_means_several_jobs_lists_them(service: Service) -> None:

@@ -251,6 +251,30 @@ def test_a_run_dir_is_used_again(scripted: Scripted, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["adapter", "attempt-1", "attempt-2"]
 
 
+def test_a_finished_run_is_not_trained_over(
+    scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.run(train_arguments("demo", run_dir=tmp_path / "mine"), scripted("succeed()"))
+
+    status = main(["train", "demo", "--run-dir", str(tmp_path / "mine")])
+
+    assert status == 2
+    assert "holds a finished run" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").glob("attempt-*")] == ["attempt-1"]
+
+
+def test_checkpoints_of_other_settings_are_not_trained_over(
+    scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.run(train_arguments("demo", run_dir=tmp_path / "mine"), scripted("checkpoint(3)\nos._exit(9)"))
+
+    status = main(["train", "demo", "lora.r=4", "--run-dir", str(tmp_path / "mine")])
+
+    assert status == 2
+    assert "other settings: lora.r 16 → 4" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").glob("attempt-*")] == ["attempt-1"]
+
+
 @pytest.fixture
 def start_training(child_script: Callable[[str], Path]) -> Callable[[str, str], subprocess.Popen[str]]:
     """Start `train demo` in a process of its own, which can be sent signals, with a scripted child."""
@@ -283,7 +307,10 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(
         rest = out.read()
 
     assert command.wait(20) == 130
-    assert rest.splitlines()[-1] == f"Go on with: python -m runner train demo lora.r=8 --run-dir {tmp_path / 'mine'}"
+    assert (
+        rest.splitlines()[-1]
+        == f"Go on with: {sys.executable} -m runner train demo lora.r=8 --run-dir {tmp_path / 'mine'}"
+    )
     assert list((tmp_path / "mine").glob("attempt-1/checkpoints/checkpoint-*/complete")) != []
 
 

@@ -269,6 +269,12 @@ def test_a_folder_in_the_place_of_a_project_is_a_problem(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
+        (
+            "max_steps = 5",
+            "max_steps = 0",
+            "12: training.max_steps: must be at least 1, or -1 to go by num_train_epochs",
+        ),
+        ("max_steps = 5", "learning_rate = 2", "12: training.learning_rate: must be at most 1, found 2"),
         ("max_steps = 5", "max_stesp = 5", "12: training.max_stesp: unknown key; did you mean 'max_steps'?"),
         ("max_steps = 5", "epochs = 5", "12: training.epochs: unknown key; did you mean 'num_train_epochs'?"),
         ("max_steps = 5", "quux = 5", "12: training.quux: unknown key; remove it"),

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from runner.spec import Lora
-from runner.training.evaluation import Questions, Table, evaluate
+from runner.training.evaluation import Questions, Table, _shown, evaluate
 from runner.training.lora import add_lora
 from runner.training.stopping import StopRequestedError, StopSwitch
 
@@ -93,3 +93,7 @@ def test_a_set_switch_ends_the_asking(model: Any, tokenizer: Any) -> None:
         evaluate(model, tokenizer, questions, when="before", stop=stop)
 
     assert model.training
+
+
+def test_control_characters_of_an_answer_are_made_visible() -> None:
+    assert _shown("a\x00b\x1b[2J\n\tc") == "a\ufffdb\ufffd[2J\n\tc"

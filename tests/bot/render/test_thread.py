@@ -233,12 +233,12 @@ def test_a_lost_host_is_told_once_with_the_step_it_resumes_from(render: Render) 
     requeued = JobRequeued(reason="host-lost", host="gpu-1")
     saved = CheckpointSaved(step=80, path="/runs/checkpoint-80")
     assert render([CLAIMED, saved, requeued])[-1].text == (
-        "⚠️ Host `gpu-1` was lost. The job is back in the queue and resumes from the checkpoint of step 80 "
-        "once a worker claims it."
+        "⚠️ The worker on host `gpu-1` was lost. The job is back in the queue and resumes from the checkpoint "
+        "of step 80 once a worker claims it."
     )
     assert render([CLAIMED, JobRequeued(reason="worker-stopped", host="gpu-1")])[-1].text == (
-        "The worker on host `gpu-1` was stopped. The job is back in the queue and starts from the beginning "
-        "once a worker claims it."
+        "The worker on host `gpu-1` was stopped. The job is back in the queue and starts again, "
+        "from a checkpoint if its host left one, once a worker claims it."
     )
 
 
@@ -253,12 +253,12 @@ def test_a_second_attempt_repeats_nothing_that_the_thread_says_already(
     both = render([CLAIMED, *good_run[: training + 1], lost, second, *good_run[:training], resumed])
     assert once == both[: len(once)]
     assert [message.text[: len(start)] for message, start in zip(both[len(once) :], _STARTS, strict=True)] == [
-        "⚠️ Host `gpu-1` was lost.",
+        "⚠️ The worker on host `gpu-1` was lost.",
         "Claimed on host `gpu-2`",
     ]
 
 
-_STARTS = ("⚠️ Host `gpu-1` was lost.", "Claimed on host `gpu-2`")
+_STARTS = ("⚠️ The worker on host `gpu-1` was lost.", "Claimed on host `gpu-2`")
 
 
 def test_a_second_attempt_on_other_versions_tells_them(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
