@@ -8,9 +8,8 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from dramatiq.brokers.redis import RedisBroker
 from slack_bolt import App
 from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_sdk import WebClient
@@ -25,6 +24,10 @@ from bot.service import Service
 from bot.settings import SlackAccess
 from runner.errors import UnavailableError
 from runner.store import Store
+
+if TYPE_CHECKING:
+    # At run time it is in memory by then; importing this module need not wait for it.
+    from dramatiq.brokers.redis import RedisBroker
 
 DESK_THREADS = 6
 PING_EVERY_S = 2.0

@@ -6,17 +6,19 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from dramatiq.brokers.redis import RedisBroker
+from typing import TYPE_CHECKING
 
 from bot.commands import Command, Help, Jobs, Projects, Start, Status, Stop, Versions
 from bot.story import Story, tell_all
 from runner.errors import JobError, UnavailableError, UsageError
 from runner.jobs import ACTIVE_STATES, FINAL_STATES, JobRecord, JobState, WorkerInfo
 from runner.projects import ProjectListing, list_projects, load_project
-from runner.queue import issue_ticket
 from runner.store import Store
 from runner.versions import load_stacks
+
+if TYPE_CHECKING:
+    # At run time it is in memory by then; importing `bot.app` need not wait for it.
+    from dramatiq.brokers.redis import RedisBroker
 
 LISTED_JOBS = 15
 SEARCHED_JOBS = 500
@@ -170,6 +172,8 @@ class Service:
             origin={"channel": request.channel},
             request_id=request.request_id,
         )
+        from runner.queue import issue_ticket  # noqa: PLC0415 - see the top
+
         try:
             issue_ticket(self._broker, job.pool)
         except UnavailableError as error:

@@ -29,12 +29,11 @@ class Phase(StrEnum):
 
 
 class Record(BaseModel):
-    """Immutable, strict about its keys, with attribute docstrings as field descriptions."""
+    """Immutable, strict about its keys."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         protected_namespaces=(),
         defer_build=True,  # a process builds only what it uses: half of the bot's import time
         # A diverged run has losses that are no numbers; as null, pydantic's default, nobody could read them back.

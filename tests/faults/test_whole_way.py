@@ -47,7 +47,7 @@ def test_a_start_command_ends_with_a_verified_adapter_and_the_thread_tells_it_in
 
     assert job.state == "succeeded", texts(thread)
     milestones = [
-        "Queued in pool local",
+        "Queued in pool `local`",
         "transformers",
         "model_type",
         "✅ Model loaded with 4-bit quantization, config protected",

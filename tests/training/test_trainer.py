@@ -277,8 +277,11 @@ def test_a_stop_ends_training_at_the_next_step_with_a_checkpoint(
 def test_numbers_that_blow_up_end_the_run(
     make_spec: MakeSpec, models_root: Path, tmp_path: Path, addition: list[dict[str, Any]]
 ) -> None:
-    training = SHORT | {"max_steps": 20, "learning_rate": 1e30, "max_grad_norm": 0.0}
+    training = SHORT | {"max_steps": 20, "max_grad_norm": 0.0}
     spec = make_spec(tmp_path, addition, training=training, quantization={"ladder": ["none"]})
+    # No project may ask for it, so that it is put in behind the check.
+    wild = spec.project.training.model_copy(update={"learning_rate": 1e30})
+    spec = spec.model_copy(update={"project": spec.project.model_copy(update={"training": wild})})
 
     with _trainer(spec, models_root, tmp_path) as (trainer, _, _), pytest.raises(TrainingError) as caught:
         trainer.train()
