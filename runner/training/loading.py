@@ -27,11 +27,12 @@ from runner.spec import RunSpec
 from runner.training.accelerator import choose_compute_dtype, choose_device, fits_in_memory
 from runner.training.base_model import BaseModel, locate_base_model
 from runner.training.config_guard import ConfigGuard
+from runner.training.empty_model import choose_model_class
 from runner.training.failures import classify, describe_failure
 from runner.training.model_config import load_model_config
 from runner.training.probe import ProbeResult, probe
 from runner.training.quantized import measure_quantization
-from runner.training.rung import RungLoader, choose_model_class
+from runner.training.rung import RungLoader
 from runner.training.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)

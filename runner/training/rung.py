@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -10,21 +9,17 @@ from typing import Any
 
 import torch
 from peft import prepare_model_for_kbit_training
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from runner.errors import ConfigError, ModelFilesError
+from runner.errors import ModelFilesError
 from runner.reports import Rung
 from runner.spec import ProjectSpec
 from runner.training.base_model import BaseModel
 from runner.training.config_guard import ConfigGuard
+from runner.training.empty_model import build_empty_model
 from runner.training.noise import without_bars
-from runner.training.quantized import EffectiveRungError, keep_training_layout, measure_quantization
+from runner.training.quantization_config import ask_for_rung, stored_quantization
+from runner.training.quantized import keep_training_layout, measure_quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +49,9 @@ class RungLoader:
         """
         stored = self.source.read_weight_shapes()
         elements = sum(prod(shape) for shape in stored.values())
-        if _stored_quantization(self.config) is not None:
+        if stored_quantization(self.config) is not None:
             return elements
-        # Another guard, so that what a hook does to this empty model is not counted as done to the real one.
-        with ConfigGuard(choose_model_class(self.config, self.source)), torch.device("meta"):
-            empty: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # left bare
-                copy.deepcopy(self.config), trust_remote_code=False
-            )
+        empty = build_empty_model(self.config, self.source)
         needed = empty.state_dict(keep_vars=True)
         if not stored.keys() <= needed.keys():
             return elements
@@ -125,32 +116,13 @@ class RungLoader:
             enable({"use_reentrant": False})
 
     def _quantization(self, rung: Rung) -> dict[str, Any]:
-        """Arguments of `from_pretrained` for a rung; none where the files themselves are already quantized so.
+        """Arguments of `from_pretrained` for a rung.
 
         Raises:
-            EffectiveRungError: They are quantized in another way, which no argument can change.
+            EffectiveRungError: The files are quantized in another way, which no argument can change.
         """
-        stored = _stored_quantization(self.config)
-        if stored is not None:
-            method, stored_rung = stored
-            if stored_rung != rung:
-                raise EffectiveRungError(f"the base model's files are already quantized ({method})")
-            return {}
-        settings = self.project.quantization
-        options: dict[str, Any]
-        match rung:
-            case "none":
-                return {}
-            case "4bit":
-                options = {
-                    "load_in_4bit": True,
-                    "bnb_4bit_quant_type": settings.bnb_4bit_quant_type,
-                    "bnb_4bit_use_double_quant": settings.bnb_4bit_use_double_quant,
-                    "bnb_4bit_compute_dtype": self.compute_dtype,
-                }
-            case "8bit":
-                options = {"load_in_8bit": True, "llm_int8_threshold": settings.llm_int8_threshold}
-        return {"quantization_config": BitsAndBytesConfig(**options)}  # type: ignore[no-untyped-call]  # left bare
+        asked = ask_for_rung(rung, self.config, self.project.quantization, self.compute_dtype)
+        return {} if asked is None else {"quantization_config": asked}
 
     def _refuse_missing_weights(self, missing_keys: Iterable[str], model_class: str) -> None:
         """Refuse what transformers would fill with random numbers, telling its log only."""
@@ -161,35 +133,3 @@ class RungLoader:
                 f"as {missing[0]}.",
                 hint="Fetch the model's files again, or correct architectures in its config.json.",
             )
-
-
-def choose_model_class(config: PretrainedConfig, source: BaseModel) -> type[PreTrainedModel]:
-    """Name the class that AutoModelForCausalLM will build, so that it can be guarded before it does.
-
-    Raises:
-        ConfigError: The model type generates no text.
-    """
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ConfigError(
-            f"The base model {source.name!r} is of model type {config.model_type!r}, which generates no text.",
-            hint="Choose a causal language model as base_model.",
-        )
-    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    candidates: list[type[PreTrainedModel]] = list(known) if isinstance(known, list | tuple) else [known]
-    named = [candidate for candidate in candidates if candidate.__name__ in (config.architectures or [])]
-    return (named or candidates)[0]
-
-
-def _stored_quantization(config: PretrainedConfig) -> tuple[str, Rung] | None:
-    """How the files are quantized, and on which rung such a model can be loaded."""
-    stored = getattr(config, "quantization_config", None)
-    if stored is None:
-        return None
-    values = stored if isinstance(stored, dict) else stored.to_dict()
-    method = str(values.get("quant_method", "bitsandbytes"))
-    if values.get("load_in_4bit"):
-        return f"{method}, 4-bit", "4bit"
-    if values.get("load_in_8bit"):
-        return f"{method}, 8-bit", "8bit"
-    # Another library's format: to bitsandbytes this is an unquantized model.
-    return method, "none"
