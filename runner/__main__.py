@@ -18,6 +18,7 @@ from runner.errors import QLoRAError, SpecError, UsageError
 VERBS = {
     "check": "say whether a project is valid, and everything that is wrong with it",
     "train": "run a project here and now, without Redis and Slack",
+    "replay": "start the run again that an adapter came from",
     "worker": "take jobs from the queue and run them on this host",
     "versions": "compare the installed libraries with the tested ones",
     "schema": "print the JSON schema of a project file",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.manifest import MANIFEST
+from runner.provenance import fingerprint_file
 from runner.training.card import Outcome, render_card
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ADAPTER = "adapter"
-MANIFEST = "manifest.json"
+WEIGHTS = "adapter_model.safetensors"
 LOSS_PLOT = "loss.png"
 
 
@@ -60,17 +61,18 @@ def write_documents(outcome: Outcome, folder: Path) -> None:
         outcome: What they tell.
         folder: `RUN_DIR/adapter`.
     """
-    (folder / MANIFEST).write_text(json.dumps(_manifest(outcome), indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(_manifest(outcome, folder), indent=2) + "\n", encoding="utf-8")
     # In place of the card that PEFT wrote, which never records the quantization.
     (folder / "README.md").write_text(render_card(outcome), encoding="utf-8")
 
 
-def _manifest(outcome: Outcome) -> dict[str, Any]:
+def _manifest(outcome: Outcome, folder: Path) -> dict[str, Any]:
     spec = outcome.spec
     return {
         "created_at": datetime.now(UTC).isoformat(),
         "base_model": spec.project.base_model,
         "revision": spec.project.revision,
+        "base_fingerprint": outcome.base_fingerprint,
         "rung": outcome.receipt.rung,
         "git_revision": outcome.git_revision,
         "spec": spec.model_dump(mode="json"),
@@ -87,17 +89,9 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
             "before": outcome.before.model_dump(mode="json", exclude={"at", "kind", "when"}),
             "after": outcome.after.model_dump(mode="json", exclude={"at", "kind", "when"}),
         },
+        "weights_sha256": fingerprint_file(folder / WEIGHTS),
         "verified": outcome.verified.model_dump(mode="json", exclude={"kind"}),
     }
-
-
-def git_revision(folder: Path) -> str | None:
-    """Commit that `folder` is checked out at, None where there is no repository or no git."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    answer = subprocess.run([git, "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def plot_loss(log_history: Sequence[dict[str, Any]], path: Path) -> None:

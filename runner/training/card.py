@@ -26,6 +26,8 @@ class Outcome:
     summary: RunSummary
     git_revision: str | None
     """Commit of the projects folder, None where it is under no version control."""
+    base_fingerprint: str | None
+    """Of a local base model's files, None for a hub model, whose commit the spec holds."""
 
 
 def render_card(outcome: Outcome) -> str:

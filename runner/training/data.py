@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from runner.errors import DatasetError
 from runner.events import DataMixed
+from runner.provenance import fingerprint_file
 from runner.reports import ShareReport
 from runner.rows import RowFile, read_rows
 from runner.spec import DatasetShare, RunSpec
@@ -133,7 +133,7 @@ def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Pa
         input_ids=input_ids,
         labels=labels,
         as_chat=all(file.format == "messages" for file in files.values()),
-        fingerprints={id_: _sha256(projects_dir / spec.datasets[id_].path) for id_ in files},
+        fingerprints={id_: fingerprint_file(projects_dir / spec.datasets[id_].path) for id_ in files},
         event=DataMixed(
             shares=tuple(reports),
             rows=len(input_ids),
@@ -162,8 +162,3 @@ def _truncated(rows: list[EncodedRow], max_length: int, tally: _Tally) -> list[E
 def _tokens_with_loss(row: EncodedRow) -> int:
     """Count them; nothing comes before the first token, so nothing ever predicts it."""
     return sum(row.trained[1:])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,10 +18,11 @@ import torch
 
 from runner.errors import DiskFullError, MemoryExhaustedError, TrainingError
 from runner.events import AdapterSaved, ChildEvent, Evaluated, PhaseStarted, RunInterrupted, RunSucceeded, parse_event
+from runner.provenance import fingerprint_base_model, git_revision
 from runner.reports import LoadReceipt, Phase, RunSummary
 from runner.spec import RunSpec
 from runner.training.accelerator import choose_device
-from runner.training.adapter import ADAPTER, LOSS_PLOT, git_revision, plot_loss, save_adapter, write_documents
+from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.card import Outcome
 from runner.training.checkpoints import CHECKPOINTS, complete_checkpoints, fingerprint_of, newest_checkpoint
@@ -52,6 +53,7 @@ class _Trained:
     log_history: list[dict[str, Any]]
     steps: int
     train_s: float
+    base_fingerprint: str | None
 
 
 def train(
@@ -115,6 +117,7 @@ def train(
         verified=verified,
         summary=summary,
         git_revision=revision,
+        base_fingerprint=trained.base_fingerprint,
     )
     write_documents(outcome, run_dir / ADAPTER)
     shutil.copyfile(run_dir / LOSS_PLOT, run_dir / ADAPTER / LOSS_PLOT)
@@ -204,6 +207,7 @@ def _train(
             log_history=trainer.state.log_history,
             steps=trainer.state.global_step,
             train_s=train_s,
+            base_fingerprint=fingerprint_base_model(loaded.source.folder) if revision is None else None,
         )
 
 

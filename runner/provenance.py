@@ -1,0 +1,65 @@
+"""Fingerprints of what a run is made from, which any host can take again to see whether it has the same. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_WEIGHTS = "*.safetensors"
+_BLOCKS = 256
+_BLOCK_BYTES = 1 << 16
+"""A weight file is read in this many pieces of this size: 16 MiB of each, and smaller files whole."""
+
+
+def fingerprint_file(path: Path) -> str:
+    """SHA-256 of a whole file, in hexadecimal.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_base_model(folder: Path) -> str:
+    """SHA-256 over a local base model: its small files whole, its weight files in samples.
+
+    Reading weights whole would take as long as loading them. Another training changes nearly every weight, so the size
+    and pieces from the whole length of each file tell two models apart.
+
+    Args:
+        folder: Files directly in it count; what lies in subfolders is never loaded.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    small = {path for pattern in _SMALL_FILES for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(small):
+        digest.update(f"{path.name}:{fingerprint_file(path)}\n".encode())
+    for path in sorted(folder.glob(_WEIGHTS)):
+        digest.update(f"{path.name}:{_sample(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sample(path: Path) -> str:
+    size = path.stat().st_size
+    last = max(size - _BLOCK_BYTES, 0)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start in sorted({last * number // (_BLOCKS - 1) for number in range(_BLOCKS)}):
+            file.seek(start)
+            digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def git_revision(folder: Path) -> str | None:
+    """Commit that `folder` is checked out at, None where there is no repository or no git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    answer = subprocess.run([git, "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None
