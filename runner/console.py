@@ -159,16 +159,16 @@ def _receipt(event: ModelLoaded) -> list[str]:
 
 def _mix(event: DataMixed) -> list[str]:
     lines = [f"Data: {event.rows} rows, the longest of {event.longest_tokens} tokens"]
-    lines += [
-        f"  {share.trait_type} / {share.dataset_name}: {share.rows_used} of {share.rows_available} rows "
-        f"({share.percentage:g} %)"
-        for share in event.shares
-    ]
-    if event.truncated_rows:
-        lines.append(f"  {event.truncated_rows} rows cut at max_length")
-    if event.dropped_rows:
-        lines.append(f"  {event.dropped_rows} rows left out: max_length leaves nothing of their answer")
-    return lines
+    for share in event.shares:
+        most = f", at most {share.max_rows}" if share.max_rows is not None else ""
+        held_out = f", {share.held_out_rows} held out" if share.held_out_rows else ""
+        lines.append(
+            f"  {share.trait_type} / {share.dataset_name}: {share.rows_used} of {share.rows_available} rows "
+            f"({share.percentage:g} %{most}){held_out}"
+        )
+    tokens = [f"{trait.trait_type} {trait.trained_tokens} ({100 * trait.token_share:.0f} %)" for trait in event.traits]
+    lines.append(f"  trained tokens: {', '.join(tokens)}")
+    return [*lines, *(f"  ⚠️ {warning}" for warning in event.warnings)]
 
 
 def _answers(event: Evaluated) -> list[str]:

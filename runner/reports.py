@@ -103,10 +103,39 @@ class ShareReport(Record):
     dataset_id: int
     dataset_name: str
     percentage: float
+    max_rows: int | None = None
     rows_available: int
     rows_used: int
+    """Rows trained on; those that `max_length` leaves nothing of do not count."""
     trained_tokens: int
     """Tokens of these rows that carry loss, after truncation."""
+    total_tokens: int = 0
+    """Tokens of these rows, after truncation."""
+    longest_tokens: int = 0
+    """Tokens of the longest row drawn, before truncation."""
+    truncated_rows: int = 0
+    """Rows drawn that are longer than `max_length`."""
+    dropped_rows: int = 0
+    """Of these, rows of whose answer nothing is left, so that no token would carry loss."""
+    endless_rows: int = 0
+    """Rows trained on that lost their end token, so that they do not teach where to stop."""
+    held_out_percentage: float = 0.0
+    """What the project asks to hold out, in per cent."""
+    held_out_rows: int = 0
+    """Rows kept out of training to measure the loss on."""
+    held_out_tokens: int = 0
+    """Tokens of these that carry loss."""
+
+
+class TraitMix(Record):
+    """What all datasets of one trait contribute together."""
+
+    trait_type: str
+    rows: int
+    trained_tokens: int
+    token_share: float
+    """Of all tokens of the mix that carry loss, 0 to 1."""
+    held_out_rows: int
 
 
 class Resolved(Record):

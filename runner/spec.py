@@ -76,6 +76,10 @@ class DatasetShare(Spec):
     """Key in `projects/datasets.toml`."""
     percentage: Annotated[float, Field(gt=0, le=100)] = 100.0
     """Share of that dataset's rows, in per cent, drawn by `training.seed`; at least one row."""
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """The most rows to use, however many the percentage allows."""
+    held_out_percentage: Annotated[float, Field(ge=0, le=50)] | None = None
+    """Instead of `evaluation.held_out_percentage` for this share; 0 keeps all its rows in training."""
 
 
 class Trait(Spec):
@@ -175,6 +179,8 @@ class Evaluation(Spec):
     exact_match: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Dataset ids with prompt and completion; counts completions that are right to the letter, before and after."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 64
+    held_out_percentage: Annotated[float, Field(ge=0, le=50)] = 5.0
+    """Rows kept out of training to measure the loss on, per cent of each share; first from rows that none draws."""
 
 
 class Compute(Spec):

@@ -30,7 +30,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
-from runner.reports import LoadReceipt, PackageVersion
+from runner.reports import LoadReceipt, PackageVersion, ShareReport
 
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
 ERROR_LIMIT = 2_500
@@ -206,23 +206,32 @@ def _quantized(receipt: LoadReceipt) -> str:
 
 
 def _data(event: DataMixed) -> Message:
-    rows = [("Trait", "Dataset", "Share", "Rows used", "Trained tokens")]
-    rows += [
-        (
-            share.trait_type,
-            f"{share.dataset_name} ({share.dataset_id})",
-            f"{share.percentage:g} %",
-            f"{number(share.rows_used)} of {number(share.rows_available)}",
-            number(share.trained_tokens),
-        )
-        for share in event.shares
-    ]
+    tokens = sum(share.trained_tokens for share in event.shares)
+    total = sum(share.total_tokens for share in event.shares)
+    rows: list[tuple[str, ...]] = [("Trait", "Dataset", "Share", "Rows used", "Held out", "Trained tokens")]
+    for trait in event.traits:
+        shares = [share for share in event.shares if share.trait_type == trait.trait_type]
+        rows += [_share(share, tokens) for share in shares]
+        if len(shares) > 1:
+            told = f"{number(trait.trained_tokens)} · {percent(trait.token_share)}"
+            rows.append((trait.trait_type, "together", "—", number(trait.rows), number(trait.held_out_rows), told))
     below = [f"{count(event.rows, 'row')} · longest {count(event.longest_tokens, 'token')}"]
-    if event.truncated_rows:
-        below.append(f"⚠️ {count(event.truncated_rows, 'row')} cut at max_length")
-    if event.dropped_rows:
-        below.append(f"⚠️ {count(event.dropped_rows, 'row')} left out: max_length leaves nothing of the answer")
+    if total:
+        below[0] += f" · {percent(tokens / total)} of {count(total, 'token')} carry loss"
+    below += [f"⚠️ {escape(warning)}" for warning in event.warnings]
     return compose_with_table(["*Data*"], rows, below)
+
+
+def _share(share: ShareReport, tokens: int) -> tuple[str, ...]:
+    most = f", at most {number(share.max_rows)}" if share.max_rows is not None else ""
+    return (
+        share.trait_type,
+        f"{share.dataset_name} ({share.dataset_id})",
+        f"{share.percentage:g} %{most}",
+        f"{number(share.rows_used)} of {number(share.rows_available)}",
+        number(share.held_out_rows),
+        f"{number(share.trained_tokens)} · {percent(share.trained_tokens / tokens if tokens else 0.0)}",
+    )
 
 
 def _baseline(event: Evaluated) -> Message | None:

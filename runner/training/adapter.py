@@ -84,6 +84,8 @@ def _manifest(outcome: Outcome, folder: Path) -> dict[str, Any]:
             share.model_dump(mode="json") | {"sha256": outcome.mix.fingerprints[share.dataset_id]}
             for share in outcome.mix.event.shares
         ],
+        "traits": [trait.model_dump(mode="json") for trait in outcome.mix.event.traits],
+        "data_warnings": list(outcome.mix.event.warnings),
         "metrics": {
             "summary": outcome.summary.model_dump(mode="json"),
             "before": outcome.before.model_dump(mode="json", exclude={"at", "kind", "when"}),

@@ -83,17 +83,21 @@ def _cell(text: str) -> str:
 
 
 def _data(mixed: DataMixed) -> str:
+    total = sum(share.trained_tokens for share in mixed.shares)
     rows = (
         (
             share.trait_type,
             share.dataset_name,
-            f"{share.percentage:g} %",
-            str(share.rows_used),
-            str(share.trained_tokens),
+            f"{share.percentage:g} %" + (f", at most {share.max_rows}" if share.max_rows is not None else ""),
+            f"{share.rows_used} of {share.rows_available}",
+            str(share.held_out_rows),
+            f"{share.trained_tokens} ({100 * share.trained_tokens / total:.0f} %)",
         )
         for share in mixed.shares
     )
-    return "## Data\n\n" + _table(("trait", "dataset", "share", "rows", "trained tokens"), rows)
+    table = _table(("trait", "dataset", "share", "rows", "held out", "trained tokens"), rows)
+    warnings = "".join(f"- {_cell(warning)}\n" for warning in mixed.warnings)
+    return f"## Data\n\n{table}" + (f"\n{warnings}" if warnings else "")
 
 
 def _verified(verified: AdapterVerified) -> str:
@@ -110,13 +114,14 @@ def _exact_match(before: Evaluated, after: Evaluated, mixed: DataMixed) -> str:
     # Every trait draws the same rows of a dataset first, so the largest share holds the others.
     trained: dict[int, float] = {}
     for share in mixed.shares:
-        trained[share.dataset_id] = max(share.percentage, trained.get(share.dataset_id, 0))
+        seen = 100 * share.rows_used / share.rows_available
+        trained[share.dataset_id] = max(seen, trained.get(share.dataset_id, 0))
     rows = (
         (
             new.dataset_name,
             f"{old.share * 100:.0f} %",
             f"{new.share * 100:.0f} % ({new.correct} of {new.total})",
-            f"{trained[new.dataset_id]:g} % of them" if new.dataset_id in trained else "no",
+            f"{trained[new.dataset_id]:.0f} % of them" if new.dataset_id in trained else "no",
         )
         for old, new in zip(before.exact_match, after.exact_match, strict=True)
     )

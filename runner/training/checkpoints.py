@@ -44,6 +44,7 @@ def fingerprint_of(spec: RunSpec, mix: Mix, rung: Rung) -> str:
         "lora": project.lora.model_dump(mode="json"),
         "training": project.training.model_dump(mode="json"),
         "traits": [trait.model_dump(mode="json") for trait in project.traits],
+        "held_out_percentage": project.evaluation.held_out_percentage,
         "data": mix.fingerprints,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,11 +1,9 @@
-"""Mixes the project's datasets by trait into the rows that are trained on."""
+"""Mixes the project's datasets by trait into the rows that are trained on and those that are held out."""
 
 from __future__ import annotations
 
-import logging
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +12,9 @@ from runner.events import DataMixed
 from runner.provenance import fingerprint_file
 from runner.reports import ShareReport
 from runner.rows import RowFile, read_rows
-from runner.spec import DatasetShare, RunSpec
+from runner.spec import RunSpec
+from runner.training.audit import Repeats, find_warnings
+from runner.training.draw import asked_of, draw_rows
 from runner.training.encoding import PLAIN_CHAT_TEMPLATE, EncodedRow, encode_rows
 
 if TYPE_CHECKING:
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 IGNORED_LABEL = -100
 """The label that torch's cross entropy skips."""
 
-_log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The rows of one trait that nobody trains on, tokenized and truncated as the others are."""
+
+    trait_type: str
+    input_ids: list[list[int]]
+    labels: list[list[int]]
+    """Same shape: the token where it carries loss, else -100."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,8 @@ class Mix:
     input_ids: list[list[int]]
     labels: list[list[int]]
     """Same shape: the token where it carries loss, else -100."""
+    held_out: tuple[HeldOut, ...]
+    """One entry a trait that has such rows."""
     as_chat: bool
     """Whether every dataset holds messages, so that prompts are asked as a user's turn."""
     fingerprints: dict[int, str]
@@ -40,29 +50,19 @@ class Mix:
     event: DataMixed
 
 
-@dataclass(slots=True)
-class _Tally:
-    longest: int = 0
-    truncated: int = 0
-    dropped: int = 0
+@dataclass(frozen=True, slots=True)
+class _Row:
+    number: int
+    """In its dataset."""
+    input_ids: list[int]
+    labels: list[int]
+    ends: bool
+    """Whether its last token is a trained end token."""
 
-
-def draw_rows(available: int, share: DatasetShare, seed: int) -> list[int]:
-    """Choose the rows of a dataset, in file order.
-
-    The draw depends on the seed and the dataset's id alone: another dataset, or a second trait that uses the same
-    one, changes nothing, and a larger percentage only adds rows.
-
-    Args:
-        available: Rows of the file, at least 1.
-        share: The dataset and its percentage.
-        seed: `training.seed`.
-    """
-    # Rounded half up: Python's own rounding would draw 2 of 5 at 50 % but 4 of 7.
-    count = max(1, int(available * share.percentage / 100 + 0.5))
-    order = list(range(available))
-    random.Random(f"{seed}/{share.dataset_id}").shuffle(order)  # noqa: S311  # a repeatable draw, nothing secret
-    return sorted(order[:count])
+    @property
+    def tokens_with_loss(self) -> int:
+        """Nothing comes before the first token, so nothing ever predicts it."""
+        return sum(label != IGNORED_LABEL for label in self.labels[1:])
 
 
 def read_datasets(spec: RunSpec, dataset_ids: Sequence[int], projects_dir: Path) -> dict[int, RowFile]:
@@ -75,7 +75,7 @@ def read_datasets(spec: RunSpec, dataset_ids: Sequence[int], projects_dir: Path)
 
 
 def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Path) -> Mix:
-    """Read, draw, tokenize and truncate the project's rows.
+    """Read, draw, tokenize, truncate and audit the project's rows.
 
     Gives the tokenizer a plain chat template where messages need one and the base model brings none.
 
@@ -88,77 +88,122 @@ def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Pa
         DatasetError: A file is missing or malformed, or nothing of it can be trained on.
         TokenizerError: The tokenizer has no end token, or gives no offsets for messages.
     """
+    training, evaluation = spec.project.training, spec.project.evaluation
     shares = [(trait.trait_type, share) for trait in spec.project.traits for share in trait.datasets]
     files = read_datasets(spec, sorted({share.dataset_id for _, share in shares}), projects_dir)
     if tokenizer.chat_template is None and any(file.format == "messages" for file in files.values()):
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    draws = draw_rows(
+        shares,
+        {dataset_id: len(file.rows) for dataset_id, file in files.items()},
+        held_out_percentage=evaluation.held_out_percentage,
+        seed=training.seed,
+    )
 
-    input_ids: list[list[int]] = []
-    labels: list[list[int]] = []
+    trained: list[_Row] = []
+    held_out: list[list[_Row]] = []
     reports: list[ShareReport] = []
-    tally = _Tally()
-    for trait_type, share in shares:
+    repeats = Repeats()
+    for (trait_type, share), draw in zip(shares, draws, strict=True):
         file, entry = files[share.dataset_id], spec.datasets[share.dataset_id]
-        drawn = [file.rows[index] for index in draw_rows(len(file.rows), share, spec.project.training.seed)]
         try:
-            encoded = encode_rows(tokenizer, file.format, drawn)
+            encoded = encode_rows(tokenizer, file.format, [file.rows[row] for row in (*draw.trained, *draw.held_out)])
         except DatasetError as error:
             raise DatasetError(f"{entry.path}: {error.message}", hint=error.hint) from error
-        kept = _truncated(encoded, spec.project.training.max_length, tally)
+        rows = [
+            _truncated(number, row, training.max_length, int(tokenizer.eos_token_id))
+            for number, row in zip((*draw.trained, *draw.held_out), encoded, strict=True)
+        ]
+        drawn = len(draw.trained)
+        kept = [row for row in rows[:drawn] if row.tokens_with_loss]
+        lengths = [len(row.input_ids) for row in encoded[:drawn]]
         if not kept:
             raise DatasetError(
-                f"{entry.path}: every prompt is longer than max_length ({spec.project.training.max_length} tokens), "
+                f"{entry.path}: every prompt is longer than max_length ({training.max_length} tokens), "
                 "so no answer is left to learn.",
-                hint=f"Raise training.max_length; the longest row has {tally.longest} tokens.",
+                hint=f"Raise training.max_length; the longest row has {max(lengths)} tokens.",
             )
-        input_ids += [row.input_ids for row in kept]
-        labels += [
-            [token if trained else IGNORED_LABEL for token, trained in zip(row.input_ids, row.trained, strict=True)]
-            for row in kept
-        ]
+        for row in kept:
+            repeats.add(share.dataset_id, row.number, row.input_ids)
+        trained += kept
+        held_out.append([row for row in rows[drawn:] if row.tokens_with_loss])
         reports.append(
             ShareReport(
                 trait_type=trait_type,
                 dataset_id=share.dataset_id,
                 dataset_name=entry.name,
                 percentage=share.percentage,
+                max_rows=share.max_rows,
                 rows_available=len(file.rows),
                 rows_used=len(kept),
-                trained_tokens=sum(_tokens_with_loss(row) for row in kept),
+                trained_tokens=sum(row.tokens_with_loss for row in kept),
+                total_tokens=sum(len(row.input_ids) for row in kept),
+                longest_tokens=max(lengths),
+                truncated_rows=sum(length > training.max_length for length in lengths),
+                dropped_rows=drawn - len(kept),
+                endless_rows=sum(not row.ends for row in kept),
+                held_out_percentage=asked_of(share, evaluation.held_out_percentage),
             )
         )
-    if tally.dropped:
-        _log.warning("%d rows dropped: max_length leaves nothing of their answers", tally.dropped)
+    # Once all rows are known: a row may stand in the training of another trait or dataset.
+    clean = [[row for row in rows if not repeats.holds(row.input_ids)] for rows in held_out]
+    reports = [
+        report.model_copy(
+            update={"held_out_rows": len(rows), "held_out_tokens": sum(row.tokens_with_loss for row in rows)}
+        )
+        for report, rows in zip(reports, clean, strict=True)
+    ]
     return Mix(
-        input_ids=input_ids,
-        labels=labels,
+        input_ids=[row.input_ids for row in trained],
+        labels=[row.labels for row in trained],
+        held_out=_by_trait([trait_type for trait_type, _ in shares], clean),
         as_chat=all(file.format == "messages" for file in files.values()),
         fingerprints={id_: fingerprint_file(projects_dir / spec.datasets[id_].path) for id_ in files},
-        event=DataMixed(
-            shares=tuple(reports),
-            rows=len(input_ids),
-            longest_tokens=tally.longest,
-            truncated_rows=tally.truncated,
-            dropped_rows=tally.dropped,
+        event=_event(
+            reports,
+            repeats,
+            leaked_rows=sum(map(len, held_out)) - sum(map(len, clean)),
+            max_length=training.max_length,
         ),
     )
 
 
-def _truncated(rows: list[EncodedRow], max_length: int, tally: _Tally) -> list[EncodedRow]:
-    """Cut rows at `max_length` and drop those that carry no loss any more."""
-    kept = []
-    for row in rows:
-        tally.longest = max(tally.longest, len(row.input_ids))
-        if len(row.input_ids) > max_length:
-            tally.truncated += 1
-        cut = replace(row, input_ids=row.input_ids[:max_length], trained=row.trained[:max_length])
-        if _tokens_with_loss(cut):
-            kept.append(cut)
-        else:
-            tally.dropped += 1
-    return kept
+def _truncated(number: int, row: EncodedRow, max_length: int, end: int) -> _Row:
+    input_ids, trained = row.input_ids[:max_length], row.trained[:max_length]
+    labels = [token if on else IGNORED_LABEL for token, on in zip(input_ids, trained, strict=True)]
+    return _Row(number, input_ids, labels, ends=labels[-1] == end)
 
 
-def _tokens_with_loss(row: EncodedRow) -> int:
-    """Count them; nothing comes before the first token, so nothing ever predicts it."""
-    return sum(row.trained[1:])
+def _by_trait(trait_types: Sequence[str], held_out: Sequence[list[_Row]]) -> tuple[HeldOut, ...]:
+    found = []
+    for trait_type in dict.fromkeys(trait_types):
+        rows = [row for name, rows in zip(trait_types, held_out, strict=True) if name == trait_type for row in rows]
+        if rows:
+            found.append(HeldOut(trait_type, [row.input_ids for row in rows], [row.labels for row in rows]))
+    return tuple(found)
+
+
+def _event(
+    reports: Sequence[ShareReport],
+    repeats: Repeats,
+    *,
+    leaked_rows: int,
+    max_length: int,
+) -> DataMixed:
+    return DataMixed(
+        shares=tuple(reports),
+        rows=sum(report.rows_used for report in reports),
+        longest_tokens=max(report.longest_tokens for report in reports),
+        truncated_rows=sum(report.truncated_rows for report in reports),
+        dropped_rows=sum(report.dropped_rows for report in reports),
+        duplicate_rows=repeats.duplicates,
+        repeated_rows=repeats.repeated,
+        leaked_rows=leaked_rows,
+        warnings=find_warnings(
+            reports,
+            max_length=max_length,
+            duplicate_rows=repeats.duplicates,
+            repeated_rows=repeats.repeated,
+            leaked_rows=leaked_rows,
+        ),
+    )

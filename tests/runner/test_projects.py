@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from runner.errors import OVERRIDE, SpecError, UsageError
 from runner.projects import list_projects, load_project, project_names
 from runner.rows import read_rows
-from runner.spec import DatasetEntry, ProjectSpec, Trait
+from runner.spec import DatasetEntry, DatasetShare, ProjectSpec, Trait
 
 PROJECTS = Path(__file__).parents[2] / "projects"
 
@@ -142,7 +142,8 @@ def test_the_readme_tells_every_key_with_its_default() -> None:
         else:
             expected[name] = "required" if field.is_required() else field.default
     expected |= {f"traits.{key}": "required" for key in Trait.model_fields}
-    expected |= {"traits.datasets.dataset_id": "required", "traits.datasets.percentage": 100.0}
+    expected |= {f"traits.datasets.{key}": field.default for key, field in DatasetShare.model_fields.items()}
+    expected["traits.datasets.dataset_id"] = "required"
 
     def in_toml(value: object) -> str:
         if value is None or value == "required":

@@ -61,6 +61,7 @@ def make_spec() -> Callable[..., RunSpec]:
     """Write datasets into a projects folder and make the specification that trains on them, one trait each.
 
     Called with the folder and the rows of each dataset; keywords are sections of the project, `percentages` the shares.
+    Nothing is held out unless `evaluation` asks for it, so that small tables are trained on whole.
     """
 
     def make(
@@ -75,6 +76,7 @@ def make_spec() -> Callable[..., RunSpec]:
             share = {"dataset_id": number, "percentage": float(percentage)}
             traits.append({"trait_type": f"trait {number}", "datasets": [share]})
         project = {"name": "test", "base_model": "tiny", "output_directory": "test", "traits": traits} | sections
+        project["evaluation"] = {"held_out_percentage": 0.0} | sections.get("evaluation", {})
         return RunSpec(
             project=ProjectSpec.model_validate(project),
             datasets={

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from runner.errors import DatasetError
-from runner.spec import DatasetShare, RunSpec
-from runner.training.data import draw_rows, mix_data
+from runner.spec import RunSpec
+from runner.training.data import mix_data
 
 MakeSpec = Callable[..., RunSpec]
 TEXTS = [{"text": f"The team trains model {number}."} for number in range(10)]
@@ -20,35 +20,6 @@ TALKS = [
 @pytest.fixture
 def tokenizer(tiny_model: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
-
-
-@pytest.mark.parametrize(
-    ("available", "percentage", "drawn"),
-    [(10, 100, 10), (10, 50, 5), (7, 50, 4), (5, 50, 3), (1000, 0.01, 1), (3, 1, 1)],
-)
-def test_a_percentage_is_rounded_to_at_least_one_row(available: int, percentage: float, drawn: int) -> None:
-    rows = draw_rows(available, DatasetShare(dataset_id=1, percentage=float(percentage)), seed=42)
-
-    assert len(rows) == drawn
-    assert rows == sorted(set(rows))
-
-
-def test_a_larger_percentage_keeps_the_rows_of_a_smaller_one() -> None:
-    small = draw_rows(100, DatasetShare(dataset_id=1, percentage=20.0), seed=42)
-    large = draw_rows(100, DatasetShare(dataset_id=1, percentage=60.0), seed=42)
-
-    assert set(small) < set(large)
-
-
-def test_another_seed_or_dataset_draws_other_rows() -> None:
-    share = DatasetShare(dataset_id=1, percentage=20.0)
-    draws = [
-        draw_rows(100, share, seed=42),
-        draw_rows(100, share, seed=43),
-        draw_rows(100, DatasetShare(dataset_id=2, percentage=20.0), seed=42),
-    ]
-
-    assert len({tuple(draw) for draw in draws}) == 3
 
 
 def test_a_draw_does_not_depend_on_the_other_datasets(
@@ -99,6 +70,11 @@ def test_rows_are_cut_at_max_length_and_counted(tokenizer: Any, make_spec: MakeS
     assert mix.event.truncated_rows == 1
     assert mix.event.longest_tokens > 16
     assert max(map(len, mix.input_ids)) == 16
+    [warning] = mix.event.warnings
+    assert warning == (
+        "rows 1: 1 of 2 rows (50 %) cut at max_length (16 tokens), so they do not teach where to end. Raise "
+        f"training.max_length (the longest row has {mix.event.longest_tokens} tokens), or shorten the rows."
+    )
 
 
 def test_rows_that_lose_their_whole_answer_are_dropped_and_counted(
@@ -109,6 +85,79 @@ def test_rows_that_lose_their_whole_answer_are_dropped_and_counted(
     mix = mix_data(make_spec(tmp_path, rows, training={"max_length": 16}), tokenizer, tmp_path)
 
     assert (mix.event.rows, mix.event.dropped_rows) == (1, 1)
+    [warning] = mix.event.warnings
+    assert warning == (
+        "rows 1: 1 of 2 rows (50 %) left out, because max_length (16 tokens) leaves nothing of the answer. Raise "
+        f"training.max_length; the longest row has {mix.event.longest_tokens} tokens."
+    )
+
+
+def test_tokens_are_counted_by_trait_and_as_a_share_of_all(
+    tokenizer: Any, make_spec: MakeSpec, tmp_path: Path, addition: list[dict[str, Any]]
+) -> None:
+    mix = mix_data(make_spec(tmp_path, addition, TEXTS), tokenizer, tmp_path)
+
+    sums, texts = mix.event.traits
+    assert (sums.rows, texts.rows) == (100, 10)
+    assert sums.trained_tokens + texts.trained_tokens == sum(
+        label != -100 for labels in mix.labels for label in labels[1:]
+    )
+    assert sums.token_share == pytest.approx(sums.trained_tokens / (sums.trained_tokens + texts.trained_tokens))
+    assert mix.event.shares[0].total_tokens == sum(map(len, mix.input_ids[:100]))
+
+
+def test_a_held_out_row_is_trained_on_in_no_trait(
+    tokenizer: Any, make_spec: MakeSpec, tmp_path: Path, addition: list[dict[str, Any]]
+) -> None:
+    spec = make_spec(tmp_path, addition, evaluation={"held_out_percentage": 10.0})
+    first, second = spec.project.traits[0], spec.project.traits[0].model_copy(update={"trait_type": "trait 2"})
+    project = spec.project.model_copy(update={"traits": (first, second)})
+
+    mix = mix_data(spec.model_copy(update={"project": project}), tokenizer, tmp_path)
+
+    assert [(rows.trait_type, len(rows.input_ids)) for rows in mix.held_out] == [("trait 1", 10), ("trait 2", 10)]
+    trained = {tuple(ids) for ids in mix.input_ids}
+    assert not trained & {tuple(ids) for rows in mix.held_out for ids in rows.input_ids}
+    assert (mix.event.rows, len(trained), mix.event.repeated_rows, mix.event.duplicate_rows) == (180, 90, 90, 0)
+    assert [share.held_out_rows for share in mix.event.shares] == [10, 10]
+    [warning] = mix.event.warnings
+    assert warning.startswith("90 rows belong to more than one trait")
+
+
+def test_a_held_out_row_that_stands_in_training_too_is_counted_and_left_out_of_the_loss(
+    tokenizer: Any, make_spec: MakeSpec, tmp_path: Path, addition: list[dict[str, Any]]
+) -> None:
+    spec = make_spec(tmp_path, addition, addition[:50], evaluation={"held_out_percentage": 20.0})
+
+    mix = mix_data(spec, tokenizer, tmp_path)
+
+    trained = {tuple(ids) for ids in mix.input_ids}
+    left = sum(len(rows.input_ids) for rows in mix.held_out)
+    assert not trained & {tuple(ids) for rows in mix.held_out for ids in rows.input_ids}
+    assert mix.event.leaked_rows > 0
+    assert left + mix.event.leaked_rows == 20 + 10
+    assert left == sum(share.held_out_rows for share in mix.event.shares)
+    assert any(f"{mix.event.leaked_rows} rows drawn to be held out" in warning for warning in mix.event.warnings)
+
+
+def test_rows_that_are_the_same_token_for_token_are_counted(
+    tokenizer: Any, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    rows = [*TEXTS, TEXTS[0], {"text": "The team trains model 0.", "source": "elsewhere"}]
+
+    mix = mix_data(make_spec(tmp_path, rows, TEXTS[1:2]), tokenizer, tmp_path)
+
+    assert (mix.event.rows, mix.event.duplicate_rows, mix.event.repeated_rows) == (13, 3, 0)
+    assert any("3 rows in training equal another row" in warning for warning in mix.event.warnings)
+
+
+def test_a_dataset_too_small_to_hold_rows_out_says_so(tokenizer: Any, make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, TEXTS[:9], evaluation={"held_out_percentage": 5.0})
+
+    mix = mix_data(spec, tokenizer, tmp_path)
+
+    assert (mix.event.rows, mix.held_out) == (9, ())
+    assert mix.event.warnings == ("rows 1: 9 rows, too few to hold one out; from 10 rows on there is a held-out loss.",)
 
 
 def test_a_dataset_without_any_answer_left_names_the_lever(

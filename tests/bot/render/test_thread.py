@@ -155,8 +155,8 @@ def test_the_data_mix_tells_rows_used_of_rows_there(render: Render, good_run: tu
     (message,) = render(_of(good_run, DataMixed))
     rows = [[cell["text"] for cell in row] for row in message.blocks[1]["rows"]]
     assert rows == [
-        ["Trait", "Dataset", "Share", "Rows used", "Trained tokens"],
-        ["arithmetic", "one-digit addition (1)", "80 %", "80 of 100", "1,234"],
+        ["Trait", "Dataset", "Share", "Rows used", "Held out", "Trained tokens"],
+        ["arithmetic", "one-digit addition (1)", "80 %", "80 of 100", "0", "1,234 · 100 %"],
     ]
     assert _lines(message)[-1] == "80 rows · longest 23 tokens"
 
@@ -168,17 +168,34 @@ def test_a_table_that_slack_would_not_take_whole_says_how_much_is_missing(
     assert isinstance(mixed, DataMixed)
     (message,) = render([mixed.model_copy(update={"shares": mixed.shares * 102})])
     assert len(message.blocks[1]["rows"]) == 100
-    assert _lines(message)[-2:] == ["… and 3 more rows", "80 rows · longest 23 tokens"]
+    assert _lines(message)[-2:] == ["… and 4 more rows", "80 rows · longest 23 tokens"]
 
 
-def test_rows_cut_or_left_out_are_told(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+def test_what_is_wrong_with_the_rows_is_told_below_them(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
     (mixed,) = _of(good_run, DataMixed)
-    (message,) = render([mixed.model_copy(update={"truncated_rows": 3, "dropped_rows": 1})])
+    (message,) = render([mixed.model_copy(update={"warnings": ("3 rows of <a> are cut.", "1 row is left out.")})])
     assert _lines(message)[-3:] == [
         "80 rows · longest 23 tokens",
-        "⚠️ 3 rows cut at max_length",
-        "⚠️ 1 row left out: max_length leaves nothing of the answer",
+        "⚠️ 3 rows of &lt;a&gt; are cut.",
+        "⚠️ 1 row is left out.",
     ]
+
+
+def test_a_trait_of_several_datasets_is_added_up(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    (mixed,) = _of(good_run, DataMixed)
+    assert isinstance(mixed, DataMixed)
+    one = mixed.shares[0].model_copy(update={"held_out_rows": 4, "max_rows": 80, "total_tokens": 2468})
+    other = one.model_copy(update={"trait_type": "tone", "dataset_id": 2, "trained_tokens": 617})
+    (message,) = render([mixed.model_copy(update={"shares": (one, one, other), "rows": 240})])
+    rows = [[cell["text"] for cell in row] for row in message.blocks[1]["rows"]]
+    share = ["arithmetic", "one-digit addition (1)", "80 %, at most 80", "80 of 100", "4", "1,234 · 40 %"]
+    assert rows[1:] == [
+        share,
+        share,
+        ["arithmetic", "together", "—", "160", "8", "2,468 · 80 %"],
+        ["tone", "one-digit addition (2)", "80 %, at most 80", "80 of 100", "4", "617 · 20 %"],
+    ]
+    assert _lines(message)[-1] == "240 rows · longest 23 tokens · 42 % of 7,404 tokens carry loss"
 
 
 def test_answers_stand_side_by_side_with_those_of_the_base_model(
@@ -292,7 +309,7 @@ def hostile_run(good_run: tuple[ChildEvent, ...]) -> list[AnyEvent]:
         by_kind["config_loaded"].model_copy(update={"architecture": HOSTILE, "revision": HOSTILE}),
         RungFailed(failed=FailedRung(rung="4bit", error_class="X", reason=HOSTILE), next_rung="8bit"),
         by_kind["model_loaded"],
-        mix.model_copy(update={"shares": shares}),
+        mix.model_copy(update={"shares": shares, "warnings": (HOSTILE,) * 20}),
         Evaluated(when="before", samples=samples),
         TrainingStarted(total_steps=10, trainable_parameters=3),
         Evaluated(when="after", samples=samples),
