@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from runner.errors import OVERRIDE, Problem, SpecError, UsageError
 from runner.overrides import apply_overrides
-from runner.rows import RowFormat, check_rows
+from runner.row_formats import RowFormat
+from runner.rows import check_rows
 from runner.spec import DatasetEntry, ProjectSpec, RunSpec
 from runner.spec_problems import find_problems
 from runner.suggestions import nearest
@@ -236,9 +237,9 @@ def _look_up(projects_dir: Path, catalog: _TomlFile, dataset_id: int) -> _Datase
     if not path.resolve().is_relative_to(projects_dir.resolve()):
         message = f"the data file {entry.path} is a link that leaves the projects folder"
         return _Dataset(entry, None, [Problem(message, file=CATALOG, line=line, path=f"{key}.path")])
-    check = check_rows(path)
+    check = check_rows(path, entry.layout)
     problems = [
-        Problem(one.message, file=entry.path, line=one.row)
+        Problem(f"row {one.row}: {one.message}", file=entry.path, line=one.line)
         if one.row
         else Problem(f"the data file {entry.path} {one.message}", file=CATALOG, line=line, path=f"{key}.path")
         for one in check.problems

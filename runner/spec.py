@@ -10,9 +10,11 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from runner.layout import FileType, Layout, WrittenFormat
 from runner.reports import Record, Rung
+from runner.row_formats import formats_with
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
@@ -221,15 +223,61 @@ class ProjectSpec(Spec):
         return value
 
 
+_Column = Annotated[str, Field(min_length=1, max_length=200)] | None
+
+
+class Columns(Spec):
+    """Our name of a column to the dataset's own, where they differ."""
+
+    messages: _Column = None
+    conversations: _Column = None
+    prompt: _Column = None
+    completion: _Column = None
+    instruction: _Column = None
+    input: _Column = None
+    output: _Column = None
+    system: _Column = None
+    text: _Column = None
+
+
 class DatasetEntry(Spec):
     """One entry of `projects/datasets.toml`."""
 
     name: Annotated[str, Field(min_length=1, max_length=60), _LINE]
     """What reports call it."""
     path: Annotated[str, Field(max_length=200), _stays_inside("projects folder")]
-    """JSON-lines file, relative to the projects folder."""
+    """Data file, relative to the projects folder."""
     description: Annotated[str, Field(max_length=200), _LINE] = ""
     """What its rows are."""
+    file_type: FileType | None = None
+    """What the file is; by its extension when absent."""
+    format: WrittenFormat | None = None
+    """What the rows are; by the first row when absent."""
+    columns: Columns = Columns()
+    """How the dataset names its columns."""
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from, for a sentence."""
+        return self.path
+
+    @property
+    def layout(self) -> Layout:
+        """What the reader has to know."""
+        named = self.columns.model_dump(exclude_none=True)
+        return Layout(self.file_type, self.format, tuple(named.items()))
+
+    @field_validator("columns")
+    @classmethod
+    def _belong_to_one_format(cls, columns: Columns, info: ValidationInfo) -> Columns:
+        named = list(columns.model_dump(exclude_none=True))
+        possible = formats_with(named)
+        written = info.data.get("format")
+        if not possible:
+            raise ValueError(f"no format has {' and '.join(named)} together")
+        if written is not None and written not in possible:
+            raise ValueError(f"{written} rows have no {' and '.join(named)}")
+        return columns
 
 
 class RunSpec(Record):

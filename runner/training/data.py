@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from runner.errors import DatasetError
 from runner.events import DataMixed
-from runner.provenance import fingerprint_file
 from runner.reports import ShareReport
-from runner.rows import RowFile, read_rows
 from runner.spec import RunSpec
 from runner.training.audit import Repeats, find_warnings
 from runner.training.draw import asked_of, draw_rows
 from runner.training.encoding import PLAIN_CHAT_TEMPLATE, EncodedRow, encode_rows
+from runner.training.reading import read_datasets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +45,7 @@ class Mix:
     as_chat: bool
     """Whether every dataset holds messages, so that prompts are asked as a user's turn."""
     fingerprints: dict[int, str]
-    """SHA-256 of each data file, by dataset id."""
+    """What pins each dataset, by its id: the SHA-256 of a data file."""
     event: DataMixed
 
 
@@ -63,15 +62,6 @@ class _Row:
     def tokens_with_loss(self) -> int:
         """Nothing comes before the first token, so nothing ever predicts it."""
         return sum(label != IGNORED_LABEL for label in self.labels[1:])
-
-
-def read_datasets(spec: RunSpec, dataset_ids: Sequence[int], projects_dir: Path) -> dict[int, RowFile]:
-    """Read data files whole.
-
-    Raises:
-        DatasetError: A file is missing or malformed; names file and row.
-    """
-    return {dataset_id: read_rows(projects_dir / spec.datasets[dataset_id].path) for dataset_id in dataset_ids}
 
 
 def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Path) -> Mix:
@@ -109,7 +99,7 @@ def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Pa
         try:
             encoded = encode_rows(tokenizer, file.format, [file.rows[row] for row in (*draw.trained, *draw.held_out)])
         except DatasetError as error:
-            raise DatasetError(f"{entry.path}: {error.message}", hint=error.hint) from error
+            raise DatasetError(f"{entry.source}: {error.message}", hint=error.hint) from error
         rows = [
             _truncated(number, row, training.max_length, int(tokenizer.eos_token_id))
             for number, row in zip((*draw.trained, *draw.held_out), encoded, strict=True)
@@ -119,7 +109,7 @@ def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Pa
         lengths = [len(row.input_ids) for row in encoded[:drawn]]
         if not kept:
             raise DatasetError(
-                f"{entry.path}: every prompt is longer than max_length ({training.max_length} tokens), "
+                f"{entry.source}: every prompt is longer than max_length ({training.max_length} tokens), "
                 "so no answer is left to learn.",
                 hint=f"Raise training.max_length; the longest row has {max(lengths)} tokens.",
             )
@@ -158,7 +148,7 @@ def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Pa
         labels=[row.labels for row in trained],
         held_out=_by_trait([trait_type for trait_type, _ in shares], clean),
         as_chat=all(file.format == "messages" for file in files.values()),
-        fingerprints={id_: fingerprint_file(projects_dir / spec.datasets[id_].path) for id_ in files},
+        fingerprints={dataset_id: file.fingerprint for dataset_id, file in files.items()},
         event=_event(
             reports,
             repeats,

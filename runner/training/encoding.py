@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import DatasetError, TokenizerError
-from runner.rows import RowFormat
+from runner.row_formats import RowFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ def encode_rows(
 
     Args:
         tokenizer: Its `chat_template` renders messages; set `PLAIN_CHAT_TEMPLATE` where there is none.
-        row_format: What `runner.rows.read_rows` found.
+        row_format: What `runner.training.reading` found.
         rows: Rows of that format.
 
     Raises:

@@ -16,8 +16,8 @@ from runner.errors import DatasetError
 from runner.events import Evaluated
 from runner.reports import ExactMatch, Sample
 from runner.spec import RunSpec
-from runner.training.data import read_datasets
 from runner.training.encoding import encode_question, encode_texts
+from runner.training.reading import read_datasets
 from runner.training.stopping import StopSwitch
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def prepare_questions(
         entry = spec.datasets[dataset_id]
         if file.format != "prompt_completion":
             raise DatasetError(
-                f"evaluation.exact_match names dataset {dataset_id} ({entry.path}), which holds {file.format}.",
+                f"evaluation.exact_match names dataset {dataset_id} ({entry.source}), which holds {file.format}.",
                 hint="Only rows with prompt and completion can be right to the letter.",
             )
         completions = [row["completion"] for row in file.rows]

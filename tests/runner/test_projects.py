@@ -418,8 +418,8 @@ def test_an_entry_that_nobody_names_troubles_nobody(folder: Path) -> None:
 def test_a_bad_row_is_shown_with_file_and_row_and_many_are_counted(problems: Problems, folder: Path) -> None:
     (folder / "data" / "sums.jsonl").write_text('{"prompt": "1 + 1?", "completion": 2}\n' + "oops\n" * 9)
     assert problems() == [
-        "data/sums.jsonl:1: 'completion' must be text, found 2",
-        *(f"data/sums.jsonl:{row}: is not JSON: expecting value at column 1" for row in range(2, 6)),
+        "data/sums.jsonl:1: row 1: 'completion' must be text, found 2",
+        *(f"data/sums.jsonl:{row}: row {row}: is not JSON: expecting value at column 1" for row in range(2, 6)),
         "data/sums.jsonl: and 5 more rows with problems",
     ]
 
@@ -480,7 +480,7 @@ def test_all_problems_come_at_once_in_reading_order(problems: Problems, folder: 
         "good.toml:19: training.lr: ",
         "datasets.toml:3: 1.path: ",
         "datasets.toml:9: 3.name: ",
-        "data/chats.jsonl:1: is not JSON",
+        "data/chats.jsonl:1: row 1: is not JSON",
     ]
     assert len(found) == len(expected)
     for problem, start in zip(found, expected, strict=True):

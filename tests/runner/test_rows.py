@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.errors import DatasetError
-from runner.rows import LONGEST_ROW, ROW_PROBLEMS_KEPT, RowProblem, check_rows, read_rows
+from runner.json_values import LONGEST_ROW
+from runner.row_files import RowProblem
+from runner.rows import ROW_PROBLEMS_KEPT, check_rows, read_rows
 
 GOOD = '{"prompt": "2 + 2?", "completion": "4"}'
 Write = Callable[..., Path]
@@ -34,10 +36,9 @@ def write(tmp_path: Path) -> Write:
         ({"prompt": "2 + 2?", "completion": "4"}, "prompt_completion"),
         ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}, "messages"),
         ({"text": "def f(): ..."}, "text"),
-        ({"text": "kept", "source": "wiki", "score": 0.5}, "text"),
     ],
 )
-def test_each_format_is_recognised_and_its_rows_kept_whole(write: Write, row: dict[str, Any], row_format: str) -> None:
+def test_each_format_is_recognised(write: Write, row: dict[str, Any], row_format: str) -> None:
     path = write(json.dumps(row), "", json.dumps(row))
     found = read_rows(path)
     assert found.format == row_format
@@ -50,8 +51,8 @@ def test_each_format_is_recognised_and_its_rows_kept_whole(write: Write, row: di
     [
         ("{not json}", "is not JSON: expecting property name enclosed in double quotes at column 2"),
         ('["a"]', "found a list"),
-        ("null", "found a null"),
-        ("{}", "found no keys"),
+        ("null", "found null"),
+        ("{}", "found no columns"),
         ('{"promt": "a", "completion": "b"}', "found 'promt', 'completion'"),
         ('{"prompt": 3, "completion": "b"}', "'prompt' must be text, found 3"),
         ('{"prompt": "a", "completion": null}', "'completion' must be text, found null"),
@@ -62,32 +63,32 @@ def test_each_format_is_recognised_and_its_rows_kept_whole(write: Write, row: di
         ('{"prompt": "a", "completion": "\\ud83d"}', "'completion' holds half of a surrogate pair"),
         (b'{"prompt": "\xe4", "completion": "b"}', "is not UTF-8 text (byte 13)"),
         ("[" * 100_000, "is nested too deeply"),
-        ('{"text": "b"}', "has text, but row 1 has prompt and completion; one file holds one kind"),
+        ('{"text": "b"}', "has no 'prompt', which prompt_completion needs; found 'text' (as row 1 is"),
     ],
 )
 def test_a_bad_row_is_named_with_what_is_wrong(write: Write, row: str | bytes, message: str) -> None:
     path = write(GOOD, "", row, GOOD)
     check = check_rows(path)
-    assert [problem.row for problem in check.problems] == [3]
+    assert [(problem.row, problem.line) for problem in check.problems] == [(2, 3)]
     assert message in check.problems[0].message
     assert check.rows == 2
     with pytest.raises(DatasetError) as caught:
         read_rows(path)
-    assert f"Row 3 of {path} {check.problems[0].message}." == caught.value.message
+    assert f"The data file {path}: row 2 (line 3): {check.problems[0].message}." == caught.value.message
 
 
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "'messages' must be a list of messages"),
-        ("hi", "'messages' must be a list of messages"),
-        (["hi"], "message 1 needs a 'role' of system, user, assistant"),
-        ([{"role": "human", "content": "hi"}], "message 1 needs a 'role' of system, user, assistant"),
-        ([{"role": ["user"], "content": "hi"}], "message 1 needs a 'role' of system, user, assistant"),
-        ([{"role": "user", "content": None}], "message 1 needs a 'content' that is text"),
-        ([{"role": "user", "content": "hi"}], "has no assistant message with text, so there is nothing to learn"),
-        ([{"role": "assistant", "content": " "}], "has no assistant message with text, so there is nothing to learn"),
-        ([{"role": "assistant", "content": "\ud83d"}], "message 1 holds half of a surrogate pair"),
+        ([], "'messages' must be a list of turns, found an empty list"),
+        ("hi", "'messages' must be a list of turns, found \"hi\""),
+        (["hi"], "turn 1 of 'messages' needs a 'role' of system, user, assistant, found \"hi\""),
+        ([{"role": "human", "content": "hi"}], "needs a 'role' of system, user, assistant, found 'role' \"human\""),
+        ([{"role": ["user"], "content": "hi"}], "needs a 'role' of system, user, assistant, found 'role' a list"),
+        ([{"role": "user", "content": None}], "'content' of turn 1 must be text, found null"),
+        ([{"role": "user", "content": "hi"}], "has no assistant turn with text, so there is nothing to learn"),
+        ([{"role": "assistant", "content": " "}], "has no assistant turn with text, so there is nothing to learn"),
+        ([{"role": "assistant", "content": "\ud83d"}], "'content' of turn 1 holds half of a surrogate pair"),
     ],
 )
 def test_a_bad_conversation_is_named_with_what_is_wrong(write: Write, messages: object, message: str) -> None:
@@ -102,7 +103,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_problem(write: Write) ->
 
 def test_a_file_in_another_encoding_is_refused(write: Write) -> None:
     (problem,) = check_rows(write(GOOD.encode("utf-16"))).problems
-    assert problem == RowProblem(1, "is not UTF-8 text (byte 1)")
+    assert problem == RowProblem(1, "is not UTF-8 text (byte 1)", 1)
 
 
 def test_a_missing_file_an_empty_one_and_a_folder_are_told_apart(write: Write, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_of_many_bad_rows_the_first_few_are_told_and_the_rest_counted(write: Wri
 
 
 def test_a_huge_file_in_one_line_is_refused_without_being_read(tmp_path: Path) -> None:
-    path = tmp_path / "array.json"
+    path = tmp_path / "array.jsonl"
     with path.open("wb") as file:
         file.write(b"[")
         file.truncate(20 * LONGEST_ROW)  # a hole: 160 MiB that take no space
@@ -140,7 +141,7 @@ def test_a_huge_file_in_one_line_is_refused_without_being_read(tmp_path: Path) -
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert problem == RowProblem(1, "is longer than 8 MiB; write one JSON object a line")
+    assert problem == RowProblem(1, "is longer than 8 MiB; write one JSON object a line", 1)
     assert peak < 3 * LONGEST_ROW
 
 

@@ -177,7 +177,7 @@ def test_a_dataset_without_any_answer_left_names_the_lever(
 def test_a_malformed_row_is_named_with_file_and_row(tokenizer: Any, make_spec: MakeSpec, tmp_path: Path) -> None:
     rows = [{"prompt": "What is 3 + 4?", "completion": "7"}, {"prompt": "What is 3 + 5?", "completion": 8}]
 
-    with pytest.raises(DatasetError, match=r"[Rr]ow 2 of .*rows-1\.jsonl"):
+    with pytest.raises(DatasetError, match=r"rows-1\.jsonl: row 2 \(line 2\)"):
         mix_data(make_spec(tmp_path, rows), tokenizer, tmp_path)
 
 
