@@ -179,4 +179,11 @@ def _answers(event: Evaluated) -> list[str]:
         f" ({100 * match.share:.0f} %)"
         for match in event.exact_match
     ]
+    for one in event.held_out:
+        mark = "⚠️ " if one.regressed else ""
+        earlier = f"{one.before:.4g} → " if one.before is not None else ""
+        lines.append(
+            f"{mark}Held-out loss {event.when} training: {one.trait_type}: {earlier}{one.loss:.4g}"
+            f" ({one.rows} rows, {one.tokens} tokens){', worse than the base model' if one.regressed else ''}"
+        )
     return lines

@@ -25,6 +25,7 @@ from runner.reports import (
     RunSummary,
     Sample,
     ShareReport,
+    TraitLoss,
     TraitMix,
 )
 
@@ -207,12 +208,19 @@ class CheckpointSaved(Event):
 
 
 class Evaluated(Event):
-    """`evaluated`: answers and scores, before training and after it."""
+    """`evaluated`: answers, scores and held-out losses, before training and after it."""
 
     kind: Literal["evaluated"] = "evaluated"
     when: Literal["before", "after"]
     samples: tuple[Sample, ...] = ()
     exact_match: tuple[ExactMatch, ...] = ()
+    held_out: tuple[TraitLoss, ...] = ()
+    """Loss by trait on rows that nobody trains on; a trait without such rows is missing."""
+
+    @property
+    def regressed(self) -> tuple[TraitLoss, ...]:
+        """Traits that are worse than before."""
+        return tuple(one for one in self.held_out if one.regressed)
 
 
 class AdapterSaved(Event):

@@ -168,6 +168,26 @@ class ExactMatch(Record):
         return self.correct / self.total if self.total else 0.0
 
 
+class TraitLoss(Record):
+    """The loss on the held-out rows of one trait."""
+
+    trait_type: str
+    loss: float
+    """Mean cross entropy in nats over the tokens that carry loss."""
+    rows: int
+    tokens: int
+    """Tokens that carry loss in these rows."""
+    before: float | None = None
+    """The same loss before training, None where it is not known or this is it."""
+    regressed: bool = False
+    """Whether the loss went up by more than `noise`, so that the adapter is worse at this trait than the base model."""
+
+    @property
+    def noise(self) -> float:
+        """How far the loss may differ by chance, as a share of it: 10 % for one row, 1 % for a hundred."""
+        return float(0.1 / self.rows**0.5)
+
+
 class RunSummary(Record):
     """The outcome of an attempt that trained to its end."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bot.render.message import Block, Message, button, fallback, section
-from bot.render.text import code, count, escape, keep_start, megabytes, number, percent, person, plain
+from bot.render.text import code, count, escape, figure, keep_start, megabytes, number, percent, person, plain
 from bot.story import Story
 from runner.events import JobCancelled, JobFailed, JobSucceeded
 from runner.reports import Phase
@@ -70,6 +70,7 @@ def _matches(story: Story, *, after: bool) -> str | None:
     if evaluated is None:
         return None
     scores = [f"{one.dataset_name} {percent(one.share)}" for one in evaluated.exact_match]
+    scores += [f"{'⚠️ ' if one.regressed else ''}{one.trait_type} {figure(one.loss)}" for one in evaluated.held_out]
     return " · ".join(scores) or count(len(evaluated.samples), "answer")
 
 
@@ -126,8 +127,11 @@ def render_root(story: Story) -> Message:
 
 
 def _tasks(story: Story) -> list[_Task]:
-    evaluation = story.record.spec.project.evaluation
-    evaluates = bool(evaluation.prompts or evaluation.exact_match)
+    project = story.record.spec.project
+    evaluation = project.evaluation
+    asked = [share.held_out_percentage for trait in project.traits for share in trait.datasets]
+    holds_out = any(evaluation.held_out_percentage if own is None else own for own in asked)
+    evaluates = bool(evaluation.prompts or evaluation.exact_match or holds_out)
     return [task for task in _TASKS if evaluates or task.task_id not in _EVALUATING]
 
 

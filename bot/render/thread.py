@@ -10,7 +10,19 @@ import re
 
 from bot.render.message import Message, compose, compose_with_table
 from bot.render.progress import render_progress
-from bot.render.text import code, count, duration, escape, figure, keep_end, megabytes, number, percent, person
+from bot.render.text import (
+    code,
+    count,
+    duration,
+    escape,
+    figure,
+    keep_end,
+    keep_start,
+    megabytes,
+    number,
+    percent,
+    person,
+)
 from bot.story import Story, tell
 from runner.events import (
     AdapterVerified,
@@ -30,7 +42,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
-from runner.reports import LoadReceipt, PackageVersion, ShareReport
+from runner.reports import LoadReceipt, PackageVersion, ShareReport, TraitLoss
 
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
 ERROR_LIMIT = 2_500
@@ -235,13 +247,12 @@ def _share(share: ShareReport, tokens: int) -> tuple[str, ...]:
 
 
 def _baseline(event: Evaluated) -> Message | None:
-    if not event.exact_match:
-        return None
     scores = [
         f"{escape(one.dataset_name)} {one.correct} of {one.total} right ({percent(one.share)})"
         for one in event.exact_match
     ]
-    return compose([f"*Before training* · {' · '.join(scores)}"])
+    scores += [f"held-out loss of {_trait(one)} {figure(one.loss)}" for one in event.held_out]
+    return compose([f"*Before training* · {' · '.join(scores)}"]) if scores else None
 
 
 def _evaluation(event: Evaluated, baseline: Evaluated | None) -> Message:
@@ -251,12 +262,24 @@ def _evaluation(event: Evaluated, baseline: Evaluated | None) -> Message:
         was = before.get(one.dataset_id)
         earlier = f"{was.correct} of {was.total} ({percent(was.share)}) → " if was is not None else ""
         lines.append(f"{escape(one.dataset_name)}: {earlier}{one.correct} of {one.total} right ({percent(one.share)})")
+    lines += [_held_out(one) for one in event.held_out]
     if not event.samples:
         return compose(lines)
     old = {sample.prompt: sample.completion for sample in baseline.samples} if baseline is not None else {}
     rows = [("Prompt", "Before", "After")]
     rows += [(sample.prompt, old.get(sample.prompt, "—"), sample.completion) for sample in event.samples]
     return compose_with_table(lines, rows)
+
+
+def _trait(one: TraitLoss) -> str:
+    return escape(keep_start(one.trait_type, 60))
+
+
+def _held_out(one: TraitLoss) -> str:
+    earlier = f"{figure(one.before)} → " if one.before is not None else ""
+    on = f"{count(one.rows, 'row')}, {count(one.tokens, 'token')}"
+    told = f"held-out loss of {_trait(one)}: {earlier}{figure(one.loss)} on {on}"
+    return f"⚠️ {told} · worse than the base model" if one.regressed else told
 
 
 def _verified(event: AdapterVerified) -> Message:
@@ -277,10 +300,12 @@ def _succeeded(event: JobSucceeded, story: Story) -> Message:
     learned = f"Loss {figure(summary.loss_first)} → {figure(summary.loss_last)} in {count(summary.steps, 'step')}"
     if summary.guard_interceptions:
         learned += f" · {count(summary.guard_interceptions, 'dict assignment')} over the config turned away"
+    worse = [_trait(one) for one in story.evaluation.regressed] if story.evaluation is not None else []
     return compose(
         [
             f"✅ *Succeeded* in {duration(took)}{attempts}",
             learned,
+            *([f"⚠️ Worse than the base model on held-out rows: {', '.join(worse)}"] if worse else []),
             f"Adapter: {code(event.adapter_path, 1_000)}{host}",
         ]
     )

@@ -47,6 +47,7 @@ def render_card(outcome: Outcome) -> str:
         "![Training loss by optimizer step](loss.png)\n",
         _verified(outcome.verified),
         _data(outcome.mix.event),
+        _held_out(outcome.after),
         _exact_match(outcome.before, outcome.after, outcome.mix.event),
         _samples(outcome.before, outcome.after),
         _usage(project, receipt),
@@ -106,6 +107,24 @@ def _verified(verified: AdapterVerified) -> str:
         f"from the trained model's by {verified.max_difference:.3g} at most. The base model's alone differ by "
         f"{verified.base_difference:.3g}.\n"
     )
+
+
+def _held_out(after: Evaluated) -> str:
+    if not after.held_out:
+        return ""
+    rows = (
+        (
+            one.trait_type,
+            str(one.rows),
+            str(one.tokens),
+            "" if one.before is None else f"{one.before:.4g}",
+            f"{one.loss:.4g}",
+            "⚠️ worse than the base" if one.regressed else "",
+        )
+        for one in after.held_out
+    )
+    table = _table(("trait", "rows", "tokens", "base", "adapter", ""), rows)
+    return f"## Loss on held-out rows\n\nNobody trained on these rows. Mean over the tokens of the answers.\n\n{table}"
 
 
 def _exact_match(before: Evaluated, after: Evaluated, mixed: DataMixed) -> str:

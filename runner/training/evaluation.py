@@ -16,7 +16,9 @@ from runner.errors import DatasetError
 from runner.events import Evaluated
 from runner.reports import ExactMatch, Sample
 from runner.spec import RunSpec
+from runner.training.data import HeldOut
 from runner.training.encoding import encode_question, encode_texts
+from runner.training.held_out import measure_losses
 from runner.training.reading import read_datasets
 from runner.training.stopping import StopSwitch
 
@@ -100,8 +102,10 @@ def evaluate(
     *,
     when: Literal["before", "after"],
     stop: StopSwitch,
+    held_out: Sequence[HeldOut] = (),
+    batch_size: int = 1,
 ) -> Evaluated:
-    """Answer the prompts and count the completions that are right to the letter.
+    """Answer the prompts, count the completions that are right to the letter, and measure the held-out losses.
 
     Args:
         model: With or without its adapter, in whatever mode; it comes back as it was.
@@ -109,11 +113,14 @@ def evaluate(
         questions: From `prepare_questions`.
         when: For the event.
         stop: Asked before every batch.
+        held_out: From `mix_data`.
+        batch_size: Of these rows, rows at once.
 
     Raises:
         StopRequestedError: The switch was set.
     """
     with _untouched(model):
+        losses = measure_losses(model, held_out, batch_size=batch_size, pad_token_id=tokenizer.pad_token_id, stop=stop)
         answers = _answer(model, tokenizer, questions.encoded, questions.max_new_tokens, stop)
         matches = []
         for table in questions.tables:
@@ -131,7 +138,7 @@ def evaluate(
         Sample(prompt=prompt, completion=_shown(answer.text))
         for prompt, answer in zip(questions.prompts, answers, strict=True)
     )
-    return Evaluated(when=when, samples=samples, exact_match=tuple(matches))
+    return Evaluated(when=when, samples=samples, exact_match=tuple(matches), held_out=losses)
 
 
 def _shown(answer: str) -> str:

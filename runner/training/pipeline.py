@@ -29,6 +29,7 @@ from runner.training.checkpoints import CHECKPOINTS, complete_checkpoints, finge
 from runner.training.data import Mix, mix_data
 from runner.training.evaluation import evaluate, prepare_questions
 from runner.training.failures import is_disk_full, is_out_of_memory
+from runner.training.held_out import compare_losses
 from runner.training.loading import protected_load
 from runner.training.lora import add_lora, settle_precision
 from runner.training.stopping import StopRequestedError, StopSwitch
@@ -155,7 +156,15 @@ def _train(
         before = _earlier_baseline(run_dir) if resume else None
         if before is None:
             emit(PhaseStarted(phase=Phase.BASELINE))
-            before = evaluate(loaded.model, tokenizer, questions, when="before", stop=stop)
+            before = evaluate(
+                loaded.model,
+                tokenizer,
+                questions,
+                when="before",
+                stop=stop,
+                held_out=mix.held_out,
+                batch_size=training.per_device_train_batch_size,
+            )
             emit(before)
         stop.raise_if_set()
 
@@ -189,7 +198,16 @@ def _train(
         # The trainer has wrapped the forward pass in autocast, which nobody who loads the adapter will have.
         model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         settle_precision(model)
-        after = evaluate(model, tokenizer, questions, when="after", stop=stop)
+        after = evaluate(
+            model,
+            tokenizer,
+            questions,
+            when="after",
+            stop=stop,
+            held_out=mix.held_out,
+            batch_size=training.per_device_train_batch_size,
+        )
+        after = after.model_copy(update={"held_out": compare_losses(before.held_out, after.held_out)})
         emit(after)
 
         emit(PhaseStarted(phase=Phase.SAVING))

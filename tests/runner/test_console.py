@@ -18,7 +18,7 @@ from runner.events import (
     RunSucceeded,
     TrainingStarted,
 )
-from runner.reports import ExactMatch, FailedRung, LoadReceipt, Phase, RunSummary, Sample, ShareReport
+from runner.reports import ExactMatch, FailedRung, LoadReceipt, Phase, RunSummary, Sample, ShareReport, TraitLoss
 
 FAILED = FailedRung(rung="4bit", error_class="RuntimeError", reason="RuntimeError: no kernel")
 RECEIPT = LoadReceipt(
@@ -92,11 +92,17 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
                 when="after",
                 samples=(Sample(prompt="What is 3 + 4?", completion="7"),),
                 exact_match=(ExactMatch(dataset_id=1, dataset_name="sums", correct=99, total=100),),
+                held_out=(
+                    TraitLoss(trait_type="sums", loss=1.5, rows=5, tokens=20, before=7.04321),
+                    TraitLoss(trait_type="tone", loss=2.5, rows=5, tokens=60, before=2.0, regressed=True),
+                ),
             ),
             [
                 "Answers after training:",
                 "  'What is 3 + 4?' → '7'",
                 "Exact match after training: sums: 99 of 100 (99 %)",
+                "Held-out loss after training: sums: 7.043 → 1.5 (5 rows, 20 tokens)",
+                "⚠️ Held-out loss after training: tone: 2 → 2.5 (5 rows, 60 tokens), worse than the base model",
             ],
         ),
         (RunInterrupted(step=0, checkpoint=None), ["Stopped at step 0, without a checkpoint"]),

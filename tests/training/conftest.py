@@ -106,10 +106,11 @@ def child_projects_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def child_spec(make_spec: Callable[..., RunSpec], child_projects_dir: Path, addition: list[dict[str, Any]]) -> RunSpec:
-    """Six steps of real 4-bit training with dropout, so that random numbers matter."""
+    """Six steps of real 4-bit training with dropout, so that random numbers matter; 20 of 25 rows, 2 held out."""
     return make_spec(
         child_projects_dir,
-        addition[::5],
+        addition[::4],
+        percentages=[80],
         quantization={"ladder": ["4bit"]},
         lora={"lora_dropout": 0.1, "modules_to_save": ["lm_head"]},
         training={
@@ -119,7 +120,12 @@ def child_spec(make_spec: Callable[..., RunSpec], child_projects_dir: Path, addi
             "logging_steps": 1,
             "save_steps": 3,
         },
-        evaluation={"prompts": ["What is 3 + 4?"], "exact_match": [1], "max_new_tokens": 4},
+        evaluation={
+            "prompts": ["What is 3 + 4?"],
+            "exact_match": [1],
+            "max_new_tokens": 4,
+            "held_out_percentage": 10.0,
+        },
     )
 
 

@@ -81,7 +81,7 @@ def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any,
     assert manifest["verified"]["max_difference"] < manifest["verified"]["base_difference"]
     assert "trained with 4-bit quantization (28 of 29 linear modules quantized" in card
     assert "| rows 1 | 0 % | " in card
-    assert "| 100 % of them |" in card
+    assert "| 80 % of them |" in card
     assert "its logits differ from the trained model's by 0 at most" in card
 
 
@@ -112,13 +112,28 @@ def test_the_loss_curve_is_drawn(finished_child: Any) -> None:
     assert (finished_child.run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_held_out_loss_is_measured_before_and_after_and_kept(finished_child: Any) -> None:
+    before, after = [event for event in finished_child.events if isinstance(event, Evaluated)]
+    adapter = Path(finished_child.events[-1].adapter_path)
+    manifest = json.loads((adapter / "manifest.json").read_text(encoding="utf-8"))
+    [earlier], [later] = before.held_out, after.held_out
+
+    assert (later.trait_type, later.rows, later.before) == ("trait 1", 2, earlier.loss)
+    assert later.loss < earlier.loss
+    assert manifest["metrics"]["after"]["held_out"] == [later.model_dump(mode="json")]
+    assert [trait["held_out_rows"] for trait in manifest["traits"]] == [2]
+    assert f"| trait 1 | 2 | {later.tokens} | {earlier.loss:.4g} | {later.loss:.4g} |" in (
+        adapter / "README.md"
+    ).read_text(encoding="utf-8")
+
+
 def test_the_samples_before_and_after_answer_the_same_prompts(finished_child: Any) -> None:
     before, after = [event for event in finished_child.events if isinstance(event, Evaluated)]
 
     assert (before.when, after.when) == ("before", "after")
     assert [sample.prompt for sample in before.samples] == [sample.prompt for sample in after.samples]
     assert [sample.completion for sample in before.samples] != [sample.completion for sample in after.samples]
-    assert before.exact_match[0].total == after.exact_match[0].total == 20
+    assert before.exact_match[0].total == after.exact_match[0].total == 25
 
 
 @pytest.fixture(scope="module")

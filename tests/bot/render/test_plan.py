@@ -14,6 +14,7 @@ from bot.workspace.blocks import check_blocks
 from runner.events import (
     AnyEvent,
     ChildEvent,
+    Evaluated,
     FinalEvent,
     JobCancelled,
     JobClaimed,
@@ -29,8 +30,8 @@ from runner.events import (
     TrainingStarted,
 )
 from runner.jobs import JobRecord
-from runner.reports import Phase
-from runner.spec import RunSpec
+from runner.reports import Phase, TraitLoss
+from runner.spec import Evaluation, RunSpec
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 QUEUED = JobQueued(position=2, pool="cpu", at=AT)
@@ -91,9 +92,22 @@ def test_a_queued_job_is_a_plan_with_a_stop_button(job: JobRecord) -> None:
 
 
 def test_a_project_without_evaluation_has_no_such_tasks(job: JobRecord, run_spec: RunSpec) -> None:
-    statuses = _statuses(_story(job.model_copy(update={"spec": run_spec}), [QUEUED]))
+    nothing = run_spec.project.model_copy(update={"evaluation": Evaluation(held_out_percentage=0)})
+    spec = run_spec.model_copy(update={"project": nothing})
+    statuses = _statuses(_story(job.model_copy(update={"spec": spec}), [QUEUED]))
     assert "Baseline" not in statuses
     assert "Evaluation" not in statuses
+
+
+def test_a_project_that_only_holds_rows_out_is_evaluated_too(job: JobRecord, run_spec: RunSpec) -> None:
+    loss = TraitLoss(trait_type="tone", loss=2.51234, rows=5, tokens=60, before=2.1, regressed=True)
+    story = _story(
+        job.model_copy(update={"spec": run_spec}),
+        [QUEUED, CLAIMED, PhaseStarted(phase=Phase.EVALUATION), Evaluated(when="after", held_out=(loss,))],
+    )
+    plan = next(block for block in render_root(story).blocks if block["type"] == "plan")
+    (task,) = [task for task in plan["tasks"] if task["title"] == "Evaluation"]
+    assert task["output"]["elements"][0]["elements"][0]["text"] == "⚠️ tone 2.512"
 
 
 def test_phases_move_through_the_plan(job: JobRecord) -> None:

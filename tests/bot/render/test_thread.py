@@ -35,7 +35,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
-from runner.reports import FailedRung, Sample
+from runner.reports import FailedRung, Sample, TraitLoss
 from runner.spec import RunSpec
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -211,6 +211,31 @@ def test_answers_stand_side_by_side_with_those_of_the_base_model(
     assert rows == [["Prompt", "Before", "After"], ["2+3=", "x", "5"]]
 
 
+def test_held_out_losses_are_told_before_and_after_and_a_worse_trait_is_marked(
+    render: Render, good_run: tuple[ChildEvent, ...]
+) -> None:
+    better = TraitLoss(trait_type="sums", loss=7.04321, rows=1, tokens=4)
+    worse = TraitLoss(trait_type="<tone>", loss=2.0, rows=25, tokens=300)
+    after = Evaluated(
+        when="after",
+        held_out=(
+            better.model_copy(update={"loss": 1.5, "before": 7.04321}),
+            worse.model_copy(update={"loss": 2.5, "before": 2.0, "regressed": True}),
+        ),
+    )
+    end = good_run[-1]
+    assert isinstance(end, RunSucceeded)
+    done = JobSucceeded(summary=end.summary, adapter_path="/out/demo/adapter", at=AT)
+    first, second, last = render([Evaluated(when="before", held_out=(better, worse)), after, done])
+    assert first.text == "*Before training* · held-out loss of sums 7.043 · held-out loss of &lt;tone&gt; 2"
+    assert _lines(second) == [
+        "*After training*",
+        "held-out loss of sums: 7.043 → 1.5 on 1 row, 4 tokens",
+        "⚠️ held-out loss of &lt;tone&gt;: 2 → 2.5 on 25 rows, 300 tokens · worse than the base model",
+    ]
+    assert _lines(last)[2] == "⚠️ Worse than the base model on held-out rows: &lt;tone&gt;"
+
+
 def test_what_only_moves_the_plan_makes_no_reply(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
     quiet = _of(good_run, PhaseStarted, CheckpointSaved, MetricsLogged, RunSucceeded)
     assert quiet
@@ -300,6 +325,10 @@ def hostile_run(good_run: tuple[ChildEvent, ...]) -> list[AnyEvent]:
         mix.shares[0].model_copy(update={"trait_type": HOSTILE, "dataset_name": HOSTILE, "dataset_id": number})
         for number in range(150)
     )
+    losses = tuple(
+        TraitLoss(trait_type=f"{number} {HOSTILE}", loss=2.0, rows=3, tokens=9, before=1.0, regressed=True)
+        for number in range(20)
+    )
     samples = tuple(Sample(prompt=f"{number} {HOSTILE}", completion=HOSTILE) for number in range(20))
     return [
         JobQueued(position=1, pool=HOSTILE),
@@ -312,7 +341,7 @@ def hostile_run(good_run: tuple[ChildEvent, ...]) -> list[AnyEvent]:
         mix.model_copy(update={"shares": shares, "warnings": (HOSTILE,) * 20}),
         Evaluated(when="before", samples=samples),
         TrainingStarted(total_steps=10, trainable_parameters=3),
-        Evaluated(when="after", samples=samples),
+        Evaluated(when="after", samples=samples, held_out=losses),
         by_kind["adapter_verified"],
         JobRequeued(reason="host-lost", host=HOSTILE),
         JobFailed(code=HOSTILE, message=HOSTILE, hint=HOSTILE),
