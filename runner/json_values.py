@@ -19,6 +19,7 @@ TOO_LONG = f"is longer than {LONGEST_ROW // 2**20} MiB"
 ENDS_EARLY = "is cut off: the file ends before its list does"
 
 _CHUNK = 64 * 2**10
+_CUT_NUMBER = len("e+")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -97,8 +98,8 @@ def parse_line(line: bytes) -> object:
         value, end, flaw = _Decoder().decode(text, 0)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {_words(error)} at column {error.colno}") from error
-    if end < len(text):
-        raise ValueError(f"is not JSON: extra data at column {end + 1}")
+    if rest := text[end:].lstrip():
+        raise ValueError(f"is not JSON: extra data at column {len(text) - len(rest) + 1}")
     if flaw is not None:
         raise ValueError(flaw)
     return value
@@ -192,8 +193,8 @@ def _element(text: _Text, decoder: _Decoder) -> Element:
         except ValueError as error:
             raise BrokenListError(text.line(text.at), str(error)) from error
         length = end - text.at
-        # What ends with the window may go on behind it, as a number does.
-        if end < len(text.text) or not text.more():
+        # A number that the window cuts, such as `1e+5` behind `1e+`, decodes to its beginning.
+        if end + _CUT_NUMBER < len(text.text) or not text.more():
             break
     line = text.line(text.at)
     text.at += length

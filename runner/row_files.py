@@ -227,4 +227,4 @@ def _parquet_rows(path: Path, columns: Collection[str]) -> Iterator[RawRow | Row
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         words = " ".join(str(error).split())[:200]
-        yield RowProblem(None, f"is no sound Parquet behind row {row}: {words}" if row else f"is no Parquet: {words}")
+        yield RowProblem(None, f"is not a sound Parquet file{f' behind row {row}' if row else ''}: {words}")

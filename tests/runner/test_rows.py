@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from runner.errors import DatasetError
 from runner.json_values import LONGEST_ROW
+from runner.layout import FileType, Layout, WrittenFormat
 from runner.row_files import RowProblem
-from runner.rows import ROW_PROBLEMS_KEPT, check_rows, read_rows
+from runner.row_formats import ALL_COLUMNS
+from runner.rows import ROW_PROBLEMS_KEPT, RowCheck, check_rows, read_rows
 
 GOOD = '{"prompt": "2 + 2?", "completion": "4"}'
 Write = Callable[..., Path]
@@ -30,20 +36,43 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-@pytest.mark.parametrize(
-    ("row", "row_format"),
-    [
-        ({"prompt": "2 + 2?", "completion": "4"}, "prompt_completion"),
-        ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}, "messages"),
-        ({"text": "def f(): ..."}, "text"),
-    ],
-)
-def test_each_format_is_recognised(write: Write, row: dict[str, Any], row_format: str) -> None:
-    path = write(json.dumps(row), "", json.dumps(row))
+def _file(folder: Path, file_type: FileType, rows: list[dict[str, str]]) -> Path:
+    path = folder / f"rows.{file_type}"
+    if file_type == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif file_type == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text(json.dumps(rows) if file_type == "json" else "\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("file_type", get_args(FileType))
+def test_whatever_holds_them_the_same_rows_are_read(tmp_path: Path, file_type: FileType) -> None:
+    rows = [{"instruction": "Add.", "input": "2,\n2", "output": "4"}, {"instruction": "2?", "input": "", "output": "2"}]
+    path = _file(tmp_path, file_type, rows)
     found = read_rows(path)
-    assert found.format == row_format
-    assert found.rows == [row, row]
-    assert check_rows(path).rows == 2
+    assert found.format == "messages"
+    assert [[turn["content"] for turn in row["messages"]] for row in found.rows] == [
+        ["Add.\n\n2,\n2", "4"],
+        ["2?", "2"],
+    ]
+    assert found.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert check_rows(path) == RowCheck("messages", 2, (), 0)
+
+
+@pytest.mark.parametrize("file_type", get_args(FileType))
+def test_a_layout_names_what_the_file_does_not_show(tmp_path: Path, file_type: FileType) -> None:
+    path = _file(tmp_path, file_type, [{"question": "2 + 2?", "answer": "4"}]).rename(tmp_path / "rows.data")
+    layout = Layout(file_type, "prompt_completion", (("prompt", "question"), ("completion", "answer")))
+    assert read_rows(path, layout).rows == [{"prompt": "2 + 2?", "completion": "4"}]
+    assert check_rows(path, layout).problems == ()
+    (problem,) = check_rows(path, Layout(file_type)).problems
+    assert problem.row == 1
+    assert "found 'question', 'answer'" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -130,6 +159,14 @@ def test_of_many_bad_rows_the_first_few_are_told_and_the_rest_counted(write: Wri
     assert (check.format, check.rows) == ("prompt_completion", 1)
 
 
+def test_an_error_that_a_host_raises_names_the_first_few_bad_rows(write: Write) -> None:
+    path = write(GOOD, *["oops"] * 100)
+    with pytest.raises(DatasetError) as caught:
+        read_rows(path)
+    told = "; ".join(f"row {row} (line {row}): is not JSON: expecting value at column 1" for row in range(2, 7))
+    assert caught.value.message == f"The data file {path}: {told}; and 95 more."
+
+
 def test_a_huge_file_in_one_line_is_refused_without_being_read(tmp_path: Path) -> None:
     path = tmp_path / "array.jsonl"
     with path.open("wb") as file:
@@ -170,17 +207,50 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-ROW = st.dictionaries(st.sampled_from(["prompt", "completion", "messages", "text", "role"]), JSON, max_size=3)
+TURN = st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type", "text"]), JSON, max_size=4)
+ROW = st.dictionaries(st.sampled_from(ALL_COLUMNS), JSON | st.lists(TURN, max_size=2), max_size=4)
 
 
 @settings(deadline=None)  # a busy machine is no finding
 @given(st.lists((ROW | JSON).map(lambda row: json.dumps(row).encode()) | st.binary(max_size=20), max_size=6))
-def test_whatever_a_file_holds_is_a_row_or_a_problem(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
-) -> None:
+def test_every_line_is_a_row_or_a_problem(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     content = b"\n".join(lines)
     path.write_bytes(content)
     check = check_rows(path)
     filled = [line for line in content.split(b"\n") if line.strip()]
     assert check.rows + len(check.problems) + check.further == max(len(filled), 1)
+
+
+@settings(deadline=None)
+@given(
+    file_type=st.sampled_from(get_args(FileType)),
+    written=st.sampled_from((None, *get_args(WrittenFormat))),
+    columns=st.dictionaries(st.sampled_from(ALL_COLUMNS), st.text(max_size=3), max_size=2),
+    content=st.binary(max_size=60) | st.text('ab,;"\\n\r\t[]{}:0', max_size=60).map(str.encode),
+)
+def test_no_bytes_of_a_file_raise_anything(
+    tmp_path_factory: pytest.TempPathFactory,
+    file_type: FileType,
+    written: WrittenFormat | None,
+    columns: dict[str, str],
+    content: bytes,
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows"
+    path.write_bytes(content)
+    check = check_rows(path, Layout(file_type, written, tuple(columns.items())))
+    assert check.rows or check.problems
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_damaged_parquet_file_raises_nothing(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    parquet.write_table(pa.table({"messages": [turns] * 3, "text": ["a", None, "b"]}), folder / "good.parquet")
+    content = bytearray((folder / "good.parquet").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (folder / "rows.parquet").write_bytes(content)
+    check = check_rows(folder / "rows.parquet")
+    assert check.rows or check.problems
