@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from runner.errors import QLoRAError, SpecError, UsageError
+from runner.errors import QLoRAError, ResumeMismatchError, SpecError, UsageError
 
 VERBS = {
     "check": "say whether a project is valid, and everything that is wrong with it",
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except QLoRAError as error:
         print(describe_error(error), file=sys.stderr)
-        return 2 if isinstance(error, (UsageError, SpecError)) else 1
+        return 2 if isinstance(error, UsageError | SpecError | ResumeMismatchError) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -16,7 +16,8 @@ QLoRAError
     ├── TargetModulesError    target-modules
     ├── DiskFullError         disk-full
     ├── LadderError           ladder-exhausted
-    └── AdapterError          adapter-rejected
+    ├── AdapterError          adapter-rejected
+    └── ResumeMismatchError   resume-mismatch
 
 Errors cross processes as the event fields code, message and hint (`runner.events`), never as pickles.
 """
@@ -178,3 +179,9 @@ class AdapterError(TrainingError):
     """The saved adapter, loaded in a fresh process, is not the one that was trained."""
 
     code = "adapter-rejected"
+
+
+class ResumeMismatchError(TrainingError):
+    """The job's newest checkpoint was trained with other settings, data, or on another rung."""
+
+    code = "resume-mismatch"

@@ -5,7 +5,7 @@
     attempt-<n>/                  one folder an attempt, readable by its owner only
         spec.json                 the resolved RunSpec
         events.jsonl  train.log   what the child reported, and what it and its libraries printed
-        checkpoints/checkpoint-<step>/   complete only when it holds the file `complete`
+        checkpoints/checkpoint-<step>/   complete only when it holds `complete`: how it was trained
         receipt.json  loss.png  adapter/   adapter: saved, not yet published
 
 Imports nothing but the vocabulary: no Redis, no torch.

@@ -19,7 +19,8 @@ from runner.console import TerminalStory
 from runner.errors import UnavailableError, UsageError
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.jobs import new_job_id
-from runner.run_directory import RunDirectory, create_attempt, open_attempt
+from runner.resuming import read_facts, refuse_mismatch, spec_facts, tell_changes
+from runner.run_directory import COMPLETE_MARKER, RunDirectory, create_attempt, newest_checkpoint, open_attempt
 from runner.settings import RunnerSettings
 from runner.spec import RunSpec
 
@@ -55,7 +56,8 @@ def run_in_foreground(
         spawn: Starts the child; tests put a small script in the training's place.
 
     Raises:
-        UsageError: `--run-dir` names a finished run, or one with other settings.
+        UsageError: `--run-dir` names a finished run.
+        ResumeMismatchError: `--run-dir` names a run with other settings.
         UnavailableError: The run directory cannot be made.
     """
     run_directory = _choose_run_directory(settings, spec, arguments.run_dir)
@@ -90,35 +92,24 @@ def _choose_run_directory(settings: RunnerSettings, spec: RunSpec, asked: Path |
 
 
 def _require_same_unfinished_run(job_dir: Path, spec: RunSpec) -> None:
-    """Keep a finished adapter, and the checkpoints of other settings, from being trained over.
+    """Keep a finished adapter, and checkpoints of other settings, from being trained over.
+
+    Told here, before a model is loaded; the child looks again, at data and rung too.
 
     Raises:
-        UsageError: The folder holds a finished run (`run-finished`) or one with other settings (`run-differs`).
+        UsageError: The folder holds a finished run (`run-finished`).
+        ResumeMismatchError: Its newest checkpoint was trained with other settings.
     """
-    another = "Leave --run-dir out, or name a new folder."
     if (job_dir / "adapter").exists():
-        raise UsageError(f"{job_dir} holds a finished run: its adapter is there.", hint=another, code="run-finished")
-    earlier = sorted(job_dir.glob("attempt-*/spec.json"))
-    if not earlier:
-        return
-    before = flatten(RunSpec.model_validate_json(earlier[-1].read_bytes()).project.model_dump(mode="json"))
-    now = flatten(spec.project.model_dump(mode="json"))
-    # A hub model's branch became its commit when that run loaded it.
-    changed = [path for path in now.keys() | before.keys() if before.get(path) != now.get(path) and path != "revision"]
-    if changed:
-        shown = ", ".join(f"{path} {before.get(path)} → {now.get(path)}" for path in sorted(changed)[:5])
-        raise UsageError(f"{job_dir} holds a run with other settings: {shown}.", hint=another, code="run-differs")
-
-
-def flatten(value: object, path: str = "") -> dict[str, object]:
-    """Every plain value of nested tables and lists, by its dotted path."""
-    if isinstance(value, dict):
-        parts = [flatten(inner, f"{path}.{key}" if path else key) for key, inner in value.items()]
-    elif isinstance(value, list):
-        parts = [flatten(inner, f"{path}[{number}]") for number, inner in enumerate(value)]
-    else:
-        return {path: value}
-    return {key: inner for part in parts for key, inner in part.items()}
+        raise UsageError(
+            f"{job_dir} holds a finished run: its adapter is there.",
+            hint="Leave --run-dir out, or name a new folder.",
+            code="run-finished",
+        )
+    checkpoint = newest_checkpoint(job_dir)
+    if checkpoint is not None:
+        before = read_facts(checkpoint / COMPLETE_MARKER)
+        refuse_mismatch(checkpoint, tell_changes(before.spec, spec_facts(spec)))
 
 
 def _train(run_directory: RunDirectory, spawn: Spawn, show: Callable[[ChildEvent], None]) -> RunEnd:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from runner.errors import TrainingError
 from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, TrainingStarted
 from runner.reports import Resolved
+from runner.resuming import RunFacts
 from runner.training.checkpoints import mark_complete, remove_old_checkpoints
 from runner.training.stopping import StopSwitch
 
@@ -41,6 +42,8 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Announce the first step; a resumed run has loaded its state by now."""
+        # With it came the intervals of the run that wrote it; those may have been changed since.
+        state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]  # transformers leaves it bare
         self._first_step = state.global_step
         self._emit(
             TrainingStarted(
@@ -61,8 +64,11 @@ class Progress(TrainerCallback):
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log the last step too, whatever `logging_steps` is."""
-        if state.global_step >= state.max_steps:
+        """Log the last step too, and every step that is saved, whatever `logging_steps` is.
+
+        A resumed run's first report is of the steps after the checkpoint; so must be that of a run that went through.
+        """
+        if state.global_step >= state.max_steps or control.should_save:
             control.should_log = True
 
     @override
@@ -125,13 +131,13 @@ class Checkpoints(TrainerCallback):
 
     Args:
         emit: Where events go.
-        fingerprint: What a resumed run must share, written into the marker.
+        facts: What a resumed run must share, written into the marker.
         keep: `training.save_total_limit`.
     """
 
-    def __init__(self, emit: Callable[[ChildEvent], None], *, fingerprint: str, keep: int) -> None:
+    def __init__(self, emit: Callable[[ChildEvent], None], *, facts: RunFacts, keep: int) -> None:
         self._emit = emit
-        self._fingerprint = fingerprint
+        self._facts = facts
         self._keep = keep
 
     @override
@@ -141,7 +147,7 @@ class Checkpoints(TrainerCallback):
             return
         folder = Path(args.output_dir)
         path = folder / f"checkpoint-{state.global_step}"
-        mark_complete(path, self._fingerprint)
+        mark_complete(path, self._facts)
         remove_old_checkpoints(folder, self._keep)
         self._emit(CheckpointSaved(step=state.global_step, path=str(path)))
 

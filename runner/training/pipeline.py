@@ -25,7 +25,7 @@ from runner.training.accelerator import choose_device
 from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.card import Outcome
-from runner.training.checkpoints import CHECKPOINTS, complete_checkpoints, fingerprint_of, newest_checkpoint
+from runner.training.checkpoints import CHECKPOINTS, complete_checkpoints, describe_run, newest_checkpoint
 from runner.training.data import Mix, mix_data
 from runner.training.evaluation import evaluate, prepare_questions
 from runner.training.failures import is_disk_full, is_out_of_memory
@@ -150,8 +150,9 @@ def _train(
         mix = mix_data(spec, tokenizer, projects_dir)
         questions = prepare_questions(spec, tokenizer, projects_dir, as_chat=mix.as_chat)
         emit(mix.event)
-        fingerprint = fingerprint_of(spec, mix, loaded.receipt.rung)
-        resume = newest_checkpoint(run_dir, fingerprint)
+        base_fingerprint = fingerprint_base_model(loaded.source.folder) if revision is None else None
+        facts = describe_run(spec, mix, loaded.receipt.rung, base_fingerprint)
+        resume = newest_checkpoint(run_dir, facts)
 
         before = _earlier_baseline(run_dir) if resume else None
         if before is None:
@@ -184,7 +185,7 @@ def _train(
             compute_dtype=loaded.receipt.compute_dtype,
             callbacks=[
                 progress,
-                Checkpoints(emit, fingerprint=fingerprint, keep=training.save_total_limit),
+                Checkpoints(emit, facts=facts, keep=training.save_total_limit),
                 StopAtStep(stop),
             ],
         )
@@ -225,7 +226,7 @@ def _train(
             log_history=trainer.state.log_history,
             steps=trainer.state.global_step,
             train_s=train_s,
-            base_fingerprint=fingerprint_base_model(loaded.source.folder) if revision is None else None,
+            base_fingerprint=base_fingerprint,
         )
 
 

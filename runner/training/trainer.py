@@ -23,6 +23,7 @@ from runner.spec import RunSpec, Training
 from runner.training.checkpoints import Checkpoint
 from runner.training.data import Mix
 from runner.training.lora import keep_full_precision
+from runner.training.skipping import epoch_kept
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,7 +46,8 @@ class AdapterTrainer(SFTTrainer):
             checkpoint: A complete one of the same job; all its steps may be done already.
         """
         if checkpoint is None or not checkpoint.is_last:
-            self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            with epoch_kept():
+                self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
             return
         # The trainer looks whether it is done only after a step, so it would train one too many.
         set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint.path), device="cpu"))

@@ -16,6 +16,8 @@ from runner.__main__ import VERBS, main
 from runner.child import Spawn
 from runner.cli import train
 from runner.events import parse_event
+from runner.resuming import RunFacts, spec_facts, write_facts
+from runner.spec import RunSpec
 
 Scripted = Callable[[str], Spawn]
 PROJECTS = Path(__file__).parents[2] / "projects"
@@ -242,10 +244,23 @@ def test_what_a_model_says_cannot_paint_the_terminal(scripted: Scripted, capsys:
     assert "[bold]kept[/bold]" in out
 
 
+def _tell_how_it_was_trained(job_dir: Path) -> None:
+    """Write the marker of a scripted child's checkpoint as a real one would."""
+    [marker] = job_dir.glob("attempt-1/checkpoints/checkpoint-3/complete")
+    facts = spec_facts(RunSpec.model_validate_json((job_dir / "attempt-1" / "spec.json").read_bytes()))
+    write_facts(
+        RunFacts(
+            spec=facts, rung="4bit", revision=None, base_fingerprint=None, quantization={}, datasets={}, tokens=""
+        ),
+        marker,
+    )
+
+
 def test_a_run_dir_is_used_again(scripted: Scripted, tmp_path: Path) -> None:
     asked = train_arguments("demo", run_dir=tmp_path / "mine")
 
     train.run(asked, scripted("checkpoint(3)\nos._exit(9)"))
+    _tell_how_it_was_trained(tmp_path / "mine")
     train.run(asked, scripted("succeed()"))
 
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["adapter", "attempt-1", "attempt-2"]
@@ -267,11 +282,12 @@ def test_checkpoints_of_other_settings_are_not_trained_over(
     scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train.run(train_arguments("demo", run_dir=tmp_path / "mine"), scripted("checkpoint(3)\nos._exit(9)"))
+    _tell_how_it_was_trained(tmp_path / "mine")
 
-    status = main(["train", "demo", "lora.r=4", "--run-dir", str(tmp_path / "mine")])
+    status = main(["train", "demo", "lora.r=4", "save_steps=7", "--run-dir", str(tmp_path / "mine")])
 
     assert status == 2
-    assert "other settings: lora.r 16 → 4" in capsys.readouterr().err
+    assert "checkpoint-3 was trained otherwise: lora.r: 16 → 4.\nPut it back" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "mine").glob("attempt-*")] == ["attempt-1"]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import LlamaForCausalLM
 
-from runner.errors import TrainingError
+from runner.errors import ResumeMismatchError, TrainingError
 from runner.events import (
     AdapterVerified,
     CheckpointSaved,
@@ -27,7 +27,7 @@ from runner.events import (
     TrainingStarted,
 )
 from runner.spec import RunSpec
-from runner.training.checkpoints import complete_checkpoints, newest_checkpoint
+from runner.training.checkpoints import complete_checkpoints
 from runner.training.pipeline import train
 from runner.training.stopping import StopSwitch
 
@@ -181,15 +181,27 @@ def test_a_reached_end_is_not_trained_again(
     assert isinstance(end, RunInterrupted)
 
 
-def test_a_checkpoint_of_other_data_or_settings_is_not_gone_on_from(
+def test_a_job_does_not_go_on_with_other_settings(
+    child_spec: RunSpec,
+    child_projects_dir: Path,
+    models_root: Path,
     interrupted_and_resumed: tuple[Attempt, Attempt],
 ) -> None:
-    stopped, resumed = interrupted_and_resumed
-    newest = complete_checkpoints(resumed.run_dir)[-1]
-    fingerprint = (newest.path / "complete").read_text().strip()
+    _, resumed = interrupted_and_resumed
+    training = child_spec.project.training.model_copy(
+        update={"learning_rate": 1e-3, "save_steps": 7, "per_device_train_batch_size": 12}
+    )
+    changed = child_spec.model_copy(update={"project": child_spec.project.model_copy(update={"training": training})})
+    run_dir = resumed.run_dir.with_name("attempt-4")
 
-    assert newest_checkpoint(stopped.run_dir, fingerprint) == newest
-    assert newest_checkpoint(stopped.run_dir, "another") is None
+    with pytest.raises(ResumeMismatchError) as caught:
+        train(changed, run_dir, lambda _: None, models_root=models_root, projects_dir=child_projects_dir)
+
+    assert caught.value.code == "resume-mismatch"
+    assert caught.value.message == (
+        f"{complete_checkpoints(run_dir)[-1].path} was trained otherwise: training.learning_rate: 0.005 → 0.001; "
+        "training.per_device_train_batch_size * gradient_accumulation_steps: 6 → 12."
+    )
 
 
 def test_a_stop_before_training_leaves_no_checkpoint(

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, Trai
 
 from runner.errors import TargetModulesError, TrainingError
 from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, TrainingStarted
+from runner.resuming import RunFacts, read_facts
 from runner.spec import Lora, RunSpec, Training
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.data import Mix, mix_data
@@ -23,6 +24,7 @@ from runner.training.trainer import AdapterTrainer, _arguments, build_trainer, r
 MakeSpec = Callable[..., RunSpec]
 Emit = Callable[[ChildEvent], None]
 SHORT = {"max_steps": 4, "logging_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 2e-3}
+FACTS = RunFacts(spec={}, rung="none", revision=None, base_fingerprint=None, quantization={}, datasets={}, tokens="")
 LORA = {"target_modules": "all-linear", "modules_to_save": ["lm_head"]}
 
 
@@ -236,16 +238,16 @@ def test_checkpoints_are_complete_and_old_ones_go(
 ) -> None:
     events: list[ChildEvent] = []
     spec = make_spec(tmp_path, addition, training=SHORT | {"save_steps": 1}, quantization={"ladder": ["none"]})
-    keeper = Checkpoints(events.append, fingerprint="same", keep=2)
+    keeper = Checkpoints(events.append, facts=FACTS, keep=2)
 
     with _trainer(spec, models_root, tmp_path, callbacks=(keeper,)) as (trainer, _, _):
         trainer.train()
 
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [1, 2, 3, 4]
     markers = sorted((tmp_path / "checkpoints").glob("checkpoint-*/complete"))
-    assert [(path.parent.name, path.read_text()) for path in markers] == [
-        ("checkpoint-3", "same\n"),
-        ("checkpoint-4", "same\n"),
+    assert [(path.parent.name, read_facts(path)) for path in markers] == [
+        ("checkpoint-3", FACTS),
+        ("checkpoint-4", FACTS),
     ]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
@@ -262,7 +264,7 @@ def test_a_stop_ends_training_at_the_next_step_with_a_checkpoint(
             stop.set()
 
     spec = make_spec(tmp_path, addition, training=SHORT | {"max_steps": 50}, quantization={"ladder": ["none"]})
-    keeper = Checkpoints(saved.append, fingerprint="same", keep=2)
+    keeper = Checkpoints(saved.append, facts=FACTS, keep=2)
     with _trainer(spec, models_root, tmp_path, emit=stop_at_two, callbacks=(keeper, StopAtStep(stop))) as (
         trainer,
         _,
