@@ -153,7 +153,9 @@ class Training(Spec):
     """Optimizer steps, or below 1 the share of all steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"] = "adamw_torch"
+    optim: Literal[
+        "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"
+    ] = "adamw_torch_fused"
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Tokens; longer rows are cut and counted."""
     packing: bool = False

@@ -102,10 +102,10 @@ class RungLoader:
 
     def _prepare(self, model: PreTrainedModel, rung: Rung) -> None:
         """Freeze, and bring what stays unquantized to a precision that training bears."""
-        if rung == "none":
-            # peft's preparation would turn the whole model into float32.
-            model.requires_grad_(requires_grad=False)
-        else:
+        model.requires_grad_(requires_grad=False)
+        if rung != "none" and self.compute_dtype == torch.float16:
+            # Float16 ends at 65504, so norms, embeddings and output layer of a quantized model go to float32. In
+            # bfloat16 they stay as they are, as TRL leaves them: float32 would double the activations for nothing.
             prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]  # peft leaves it bare
                 model, use_gradient_checkpointing=False
             )
