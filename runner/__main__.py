@@ -17,6 +17,7 @@ from runner.errors import QLoRAError, ResumeMismatchError, SpecError, UsageError
 
 VERBS = {
     "check": "say whether a project is valid, and everything that is wrong with it",
+    "plan": "say what a run would take on this host, and whether it fits",
     "train": "run a project here and now, without Redis and Slack",
     "replay": "start the run again that an adapter came from",
     "worker": "take jobs from the queue and run them on this host",

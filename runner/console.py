@@ -67,7 +67,8 @@ def describe_event(event: ChildEvent) -> list[str]:  # noqa: C901, PLR0911, PLR0
             return [f"Adapter verified in a fresh process ({event.duration_s:.1f} s)"]
         case RunSucceeded(summary=summary):
             loss = f"loss {summary.loss_first:.3g} → {summary.loss_last:.3g}"
-            return [f"✅ {summary.steps} steps in {duration_text(summary.duration_s)}, {loss}"]
+            held = f", {summary.peak_bytes / _MB:,.0f} MB held at most" if summary.peak_bytes is not None else ""
+            return [f"✅ {summary.steps} steps in {duration_text(summary.duration_s)}, {loss}{held}"]
         case RunFailed():
             return [f"❌ {event.message}", *([event.hint] if event.hint else [])]
         case RunInterrupted():

@@ -197,6 +197,8 @@ class MetricsLogged(Event):
     """Input tokens a second since the attempt's first step, padding excluded."""
     eta_s: float
     """Estimated seconds to the last step."""
+    peak_bytes: int | None = None
+    """Most memory that the process has held so far: PyTorch's allocations on a GPU, its resident set on a CPU."""
 
 
 class CheckpointSaved(Event):

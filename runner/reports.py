@@ -201,3 +201,5 @@ class RunSummary(Record):
     """Seconds of this attempt from the start of the child."""
     guard_interceptions: int
     """Dict assignments over a Config object that were turned away, in the whole run."""
+    peak_bytes: int | None = None
+    """Most memory that the training process held: PyTorch's allocations on a GPU, its resident set on a CPU."""

@@ -298,6 +298,8 @@ def _succeeded(event: JobSucceeded, story: Story) -> Message:
     attempts = f", attempt {story.claimed.attempt}" if story.claimed is not None and story.claimed.attempt > 1 else ""
     host = f" on host {code(story.claimed.host)}" if story.claimed is not None else ""
     learned = f"Loss {figure(summary.loss_first)} → {figure(summary.loss_last)} in {count(summary.steps, 'step')}"
+    if summary.peak_bytes is not None:
+        learned += f" · {megabytes(summary.peak_bytes)} held at most"
     if summary.guard_interceptions:
         learned += f" · {count(summary.guard_interceptions, 'dict assignment')} over the config turned away"
     worse = [_trait(one) for one in story.evaluation.regressed] if story.evaluation is not None else []

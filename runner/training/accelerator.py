@@ -1,6 +1,8 @@
-"""The device that this process trains on, and the precision it computes in."""
+"""The device that this process trains on, the precision it computes in, and the most memory it has held there."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
@@ -24,3 +26,34 @@ def fits_in_memory(needed_bytes: int, device: torch.device) -> bool:
         return True
     free, _ = torch.cuda.mem_get_info(device)
     return needed_bytes <= free
+
+
+def describe(device: torch.device) -> str:
+    """Name a device for people: `cpu (2 threads)`, or the GPU's name and memory."""
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most that this process has held so far: PyTorch's allocations on a GPU, its resident set on a CPU.
+
+    Not `ru_maxrss`, which counts the process that started this one, too.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _kilobytes(Path("/proc/self/status"), "VmHWM") * 1024
+
+
+def free_bytes(device: torch.device) -> int:
+    """What nobody holds: on a GPU, or of the host's memory, file caches counted as free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    (line,) = [line for line in path.read_text(encoding="ascii").splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1])

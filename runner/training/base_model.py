@@ -53,6 +53,10 @@ class BaseModel:
         if self.revision is not None:
             _download(self.name, self.revision, _WEIGHTS)
 
+    def needs_file(self, name: str) -> bool:
+        """Whether this file of the hub repository holds weights that `fetch_weights` downloads."""
+        return "/" not in name and not name.startswith("consolidated") and name.endswith(".safetensors")
+
     def read_config(self) -> dict[str, Any]:
         """Read config.json.
 

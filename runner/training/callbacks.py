@@ -15,6 +15,7 @@ from runner.errors import TrainingError
 from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, TrainingStarted
 from runner.reports import Resolved
 from runner.resuming import RunFacts
+from runner.training.accelerator import peak_bytes
 from runner.training.checkpoints import mark_complete, remove_old_checkpoints
 from runner.training.stopping import StopSwitch
 
@@ -105,6 +106,7 @@ class Progress(TrainerCallback):
                 grad_norm=grad_norm,
                 tokens_per_s=logs["num_tokens"] / elapsed,
                 eta_s=(state.max_steps - state.global_step) * elapsed / done,
+                peak_bytes=peak_bytes(args.device),
             )
         )
 

@@ -21,7 +21,7 @@ from runner.events import AdapterSaved, ChildEvent, Evaluated, PhaseStarted, Run
 from runner.provenance import fingerprint_base_model, git_revision
 from runner.reports import LoadReceipt, Phase, RunSummary
 from runner.spec import RunSpec
-from runner.training.accelerator import choose_device
+from runner.training.accelerator import choose_device, describe, peak_bytes
 from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.card import Outcome
@@ -54,6 +54,7 @@ class _Trained:
     log_history: list[dict[str, Any]]
     steps: int
     train_s: float
+    peak_bytes: int
     base_fingerprint: str | None
 
 
@@ -83,7 +84,7 @@ def train(
     try:
         with VerifyingProcess(run_dir, models_root) as verifying:
             emit(PhaseStarted(phase=Phase.VERSIONS))
-            versions = report_versions(_device())
+            versions = report_versions(describe(choose_device()))
             emit(versions)
             trained = _train(
                 spec, run_dir, emit, models_root=models_root, projects_dir=projects_dir, stop=stop, verifying=verifying
@@ -107,6 +108,7 @@ def train(
         train_s=trained.train_s,
         duration_s=time.monotonic() - started,
         guard_interceptions=trained.receipt.guard_interceptions,
+        peak_bytes=trained.peak_bytes,
     )
     outcome = Outcome(
         spec=trained.spec,
@@ -227,6 +229,7 @@ def _train(
             steps=trainer.state.global_step,
             train_s=train_s,
             base_fingerprint=base_fingerprint,
+            peak_bytes=peak_bytes(loaded.model.device),
         )
 
 
@@ -278,12 +281,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _device() -> str:
-    device = choose_device()
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
-    properties = torch.cuda.get_device_properties(device)
-    return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"

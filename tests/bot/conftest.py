@@ -123,6 +123,7 @@ def good_run() -> tuple[ChildEvent, ...]:
         train_s=15.0,
         duration_s=21.4,
         guard_interceptions=1,
+        peak_bytes=826_000_000,
     )
     events: tuple[ChildEvent, ...] = (
         PhaseStarted(phase=Phase.VERSIONS, at=AT),

@@ -116,10 +116,11 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
                     train_s=20,
                     duration_s=41.6,
                     guard_interceptions=0,
+                    peak_bytes=1_234_567_890,
                 ),
                 adapter_path="/x",
             ),
-            ["✅ 180 steps in 42 s, loss 7.04 → 0.0123"],
+            ["✅ 180 steps in 42 s, loss 7.04 → 0.0123, 1,235 MB held at most"],
         ),
     ],
 )

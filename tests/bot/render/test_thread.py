@@ -248,7 +248,7 @@ def test_the_end_tells_loss_time_and_where_the_adapter_is(render: Render, good_r
     end = JobSucceeded(summary=last.summary, adapter_path="/out/demo/adapter", at=AT + timedelta(seconds=42))
     assert _lines(render([CLAIMED, end])[-1]) == [
         "✅ *Succeeded* in 42 s",
-        "Loss 4.812 → 0.0211 in 120 steps · 1 dict assignment over the config turned away",
+        "Loss 4.812 → 0.0211 in 120 steps · 826.0 MB held at most · 1 dict assignment over the config turned away",
         "Adapter: `/out/demo/adapter` on host `gpu-1`",
     ]
 

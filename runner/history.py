@@ -1,0 +1,78 @@
+"""Earlier runs in the output root that tell how long one of the same shape takes on this host."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from runner.events import DataMixed, RunSucceeded, TrainingStarted, VersionsReported, parse_event
+from runner.plan import Preflight
+from runner.reports import RunSummary
+from runner.spec import ProjectSpec, RunSpec
+from runner.versions import installed_versions
+
+_WITHOUT_EFFECT = {
+    "name", "description", "output_directory", "revision", "compute",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "logging_steps",
+}  # fmt: skip
+"""Settings that change neither how long a run takes nor what memory."""
+
+
+def find_earlier_run(spec: RunSpec, found: Preflight, output_root: Path) -> RunSummary | None:
+    """The newest run in the output root that did the same work with the same libraries on the same device.
+
+    Args:
+        spec: What would run.
+        found: Its device and data.
+        output_root: Where the run directories lie.
+    """
+    ended: list[tuple[float, Path]] = []
+    for current, folders, files in os.walk(output_root):
+        if "events.jsonl" in files and "spec.json" in files:
+            folders.clear()
+            path = Path(current) / "events.jsonl"
+            ended.append((path.stat().st_mtime, path))
+    for _, path in sorted(ended, reverse=True):
+        summary = _summary_of_same_run(path, spec, found)
+        if summary is not None:
+            return summary
+    return None
+
+
+def _summary_of_same_run(events_path: Path, spec: RunSpec, found: Preflight) -> RunSummary | None:
+    try:
+        earlier = RunSpec.model_validate_json((events_path.parent / "spec.json").read_bytes())
+        if _shape(earlier.project) != _shape(spec.project):
+            return None
+        events = [parse_event(line) for line in events_path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValidationError):
+        # Of another version of this project, or cut off: it tells nothing.
+        return None
+    installed = installed_versions()
+    for event in events:
+        if isinstance(event, VersionsReported):
+            same = {package.name: package.installed for package in event.packages} == installed
+            if not same or event.device != found.device:
+                return None
+        if isinstance(event, DataMixed) and _data(event) != _data(found.data):
+            return None
+        if isinstance(event, TrainingStarted) and event.resumed_from_step:
+            return None
+    last = events[-1] if events else None
+    return last.summary if isinstance(last, RunSucceeded) else None
+
+
+def _data(event: DataMixed) -> dict[str, object]:
+    return event.model_dump(exclude={"at"})
+
+
+def _shape(project: ProjectSpec) -> object:
+    return _without(project.model_dump(mode="json"))
+
+
+def _without(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without(inner) for key, inner in value.items() if key not in _WITHOUT_EFFECT}
+    return value

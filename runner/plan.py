@@ -1,0 +1,98 @@
+"""What a run would take, as a record: figures, where they come from, and whether it would fit. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from runner.events import DataMixed
+from runner.reports import Record, Rung
+
+Origin = Literal["measured", "history", "estimated"]
+"""By a trial on this host, by an earlier run of the same shape here, or by arithmetic alone."""
+CheckName = Literal["base model", "data", "adapter", "disk", "trial", "memory"]
+
+
+class RungNeeds(Record):
+    """Memory that the process takes on one rung, by arithmetic, before anything is loaded."""
+
+    rung: Rung
+    load_peak_bytes: int
+    """At the worst moment of loading."""
+    steady_bytes: int
+    """Once loaded."""
+    training_bytes: int
+    """At the worst moment of training, with adapter, optimizer and activations of a batch of the longest rows."""
+
+
+class Preflight(Record):
+    """What can be known about a run without its weights; made by `runner.training.preflight`."""
+
+    device: str
+    available_bytes: int | None
+    """What the device has free: GPU memory, or what host and control groups leave. None where nobody knows."""
+    base_model: str
+    """Folder of the base model, or its hub id and commit."""
+    revision: str | None
+    """Commit of a hub model, None for a local folder."""
+    fetch_bytes: int
+    """Weights that the run would have to download first."""
+    cache_dir: str
+    """Where downloads go."""
+    data: DataMixed
+    total_steps: int
+    """Optimizer steps."""
+    trainable_parameters: int
+    rungs: tuple[RungNeeds, ...]
+    """Those of the project's ladder that the base model's files permit, in its order."""
+
+
+class PlanTime(Record):
+    """How long it would take."""
+
+    origin: Origin
+    duration_s: float
+    """Seconds of the whole attempt, as its summary will say."""
+    training_s: float
+    """Of these, in the training loop."""
+    total_steps: int
+    """Optimizer steps, as the trainer itself has counted them."""
+    steps_measured: int | None = None
+    """Steps of the trial, None where there was none."""
+
+
+class PlanMemory(Record):
+    """How much memory it would take."""
+
+    origin: Origin
+    rung: Rung
+    """The rung that held in a trial or an earlier run, else the first of the ladder."""
+    peak_bytes: int
+    """Most that the process would hold: its resident set on a CPU, PyTorch's allocations on a GPU."""
+    available_bytes: int | None
+
+
+class PlanCheck(Record):
+    """One thing that must be so for the run to succeed."""
+
+    name: CheckName
+    passed: bool
+    message: str
+    hint: str | None = None
+
+
+class Plan(Record):
+    """What a run would take on this host."""
+
+    project: str
+    host: str
+    preflight: Preflight | None = None
+    """None when the base model or the data cannot be read; the checks say why."""
+    time: PlanTime | None = None
+    """None when nothing was measured."""
+    memory: PlanMemory | None = None
+    checks: tuple[PlanCheck, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every check has passed."""
+        return all(check.passed for check in self.checks)

@@ -1,0 +1,192 @@
+"""Makes the plan of a run on this host: a preflight in a child, earlier runs, a trial, checks against what is there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from runner.child import Spawn, child_environment, spawn_training
+from runner.errors import TrainingError
+from runner.events import ChildEvent
+from runner.history import find_earlier_run
+from runner.plan import CheckName, Origin, Plan, PlanCheck, PlanMemory, PlanTime, Preflight
+from runner.redaction import redact
+from runner.reports import Rung
+from runner.settings import RunnerSettings
+from runner.spec import RunSpec
+from runner.trial import Trial, run_trial
+
+_GB = 1_000_000_000
+_MB = 1_000_000
+_BYTES_A_TRAINED_PARAMETER = 12
+"""In a checkpoint: the weight and the optimizer's two moments, in float32."""
+_PLACES: dict[str, CheckName] = {"dataset": "data", "target-modules": "adapter"}
+"""Error codes of a preflight that are not about the base model."""
+_VERIFYING_SHARE = 0.6
+"""What the verifying process imports takes this share of what a training imports: it knows no trl."""
+
+
+def make_plan(
+    spec: RunSpec,
+    settings: RunnerSettings,
+    *,
+    measure: bool = True,
+    tell: Callable[[ChildEvent], None] = lambda _: None,
+    spawn: Spawn | None = None,
+) -> Plan:
+    """Find out what a run would take.
+
+    Args:
+        spec: What would run.
+        settings: This host's.
+        measure: Begin the run for a few steps where no earlier run tells how long it takes.
+        tell: Gets the events of that trial.
+        spawn: Starts the trial's child.
+    """
+    try:
+        found = run_preflight(spec, settings)
+    except TrainingError as error:
+        name = _PLACES.get(error.code, "base model")
+        check = PlanCheck(name=name, passed=False, message=error.message, hint=error.hint)
+        return Plan(project=spec.project.name, host=settings.host, checks=(check,))
+    return plan_from(found, spec, settings, measure=measure, tell=tell, spawn=spawn or spawn_training(settings))
+
+
+def plan_from(
+    found: Preflight,
+    spec: RunSpec,
+    settings: RunnerSettings,
+    *,
+    measure: bool,
+    tell: Callable[[ChildEvent], None],
+    spawn: Spawn,
+) -> Plan:
+    """Go on from a preflight: look for an earlier run, else try, and check. Arguments as of `make_plan`."""
+    checks = [_access_check(found), _disk_check(spec, settings, found)]
+    time, memory = None, _estimated_memory(found)
+    may_try = all(check.passed for check in (*checks, *_memory_checks(memory))) and not found.fetch_bytes
+    earlier = find_earlier_run(spec, found, settings.output_root)
+    if earlier is not None:
+        time = PlanTime(
+            origin="history", duration_s=earlier.duration_s, training_s=earlier.train_s, total_steps=earlier.steps
+        )
+        memory = _memory("history", earlier.rung, earlier.peak_bytes, found) or memory
+    elif measure and may_try:
+        try:
+            trial = run_trial(spec, settings, spawn, tell)
+        except TrainingError as error:
+            checks.append(PlanCheck(name="trial", passed=False, message=error.message, hint=error.hint))
+        else:
+            time = expected_time(spec, trial)
+            memory = _memory("measured", trial.rung, trial.peak_bytes, found) or memory
+    checks += _memory_checks(memory)
+    return Plan(
+        project=spec.project.name,
+        host=settings.host,
+        preflight=found,
+        time=time,
+        memory=memory,
+        checks=tuple(checks),
+    )
+
+
+def run_preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
+    """Look at everything but the weights, in a process that may load torch.
+
+    Raises:
+        TrainingError: The run could not begin.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        file.write(spec.model_dump_json())
+        file.flush()
+        command = [sys.executable, "-m", "runner.training.preflight", file.name]
+        done = subprocess.run(command, capture_output=True, text=True, env=child_environment(settings), check=False)
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        return Preflight.model_validate_json(lines[-1])
+    if done.returncode == 1 and lines:
+        problem = json.loads(lines[-1])
+        raise TrainingError(problem["message"], hint=problem["hint"], code=problem["code"])
+    last = redact((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+    raise TrainingError(f"The preflight process died: {last}", code="preflight")
+
+
+def _access_check(found: Preflight) -> PlanCheck:
+    fetch = f", {found.fetch_bytes / _GB:.1f} GB to download first" if found.fetch_bytes else ""
+    return PlanCheck(name="base model", passed=True, message=f"{found.base_model}{fetch}")
+
+
+def _disk_check(spec: RunSpec, settings: RunnerSettings, found: Preflight) -> PlanCheck:
+    checkpoint = found.trainable_parameters * _BYTES_A_TRAINED_PARAMETER
+    # The oldest checkpoint goes when the newest is complete; the adapter comes on top.
+    needed = checkpoint * (spec.project.training.save_total_limit + 1) + checkpoint
+    wanted = [(settings.output_root, needed, "checkpoints and adapter", "Free space, or set QLORA_OUTPUT_ROOT.")]
+    if found.fetch_bytes:
+        wanted.append((Path(found.cache_dir), found.fetch_bytes, "the base model", "Free space, or set HF_HOME."))
+    for folder, size, what, hint in wanted:
+        free = shutil.disk_usage(_existing(folder)).free
+        if size > free:
+            message = f"{what} need {_size(size)}, {folder} has {_size(free)} free"
+            return PlanCheck(name="disk", passed=False, message=message, hint=hint)
+    folder, size, what, _ = wanted[0]
+    free = shutil.disk_usage(_existing(folder)).free
+    return PlanCheck(name="disk", passed=True, message=f"{_size(size)} for {what}, {_size(free)} free in {folder}")
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _memory(origin: Origin, rung: Rung, peak_bytes: int | None, found: Preflight) -> PlanMemory | None:
+    if peak_bytes is None:
+        return None
+    return PlanMemory(origin=origin, rung=rung, peak_bytes=peak_bytes, available_bytes=found.available_bytes)
+
+
+def _estimated_memory(found: Preflight) -> PlanMemory | None:
+    if not found.rungs:
+        return None
+    first = found.rungs[0]
+    return _memory("estimated", first.rung, max(first.load_peak_bytes, first.training_bytes), found)
+
+
+def _memory_checks(memory: PlanMemory | None) -> list[PlanCheck]:
+    if memory is None or memory.available_bytes is None:
+        return []
+    passed = memory.peak_bytes <= memory.available_bytes
+    message = f"{_size(memory.peak_bytes)} of {_size(memory.available_bytes)} available"
+    hint = (
+        None
+        if passed
+        else (
+            "Lower per_device_train_batch_size or max_length, set gradient_checkpointing = true, or use a larger host."
+        )
+    )
+    return [PlanCheck(name="memory", passed=passed, message=message, hint=hint)]
+
+
+def expected_time(spec: RunSpec, trial: Trial) -> PlanTime:
+    """What the whole run will take if it goes on as its trial began. Pure."""
+    checkpoints = trial.total_steps // spec.project.training.save_steps + 1
+    training_s = trial.total_steps * trial.step_s + checkpoints * trial.checkpoint_s
+    # The answers after training take as long as those before; meanwhile the verifying process imports what it needs,
+    # then it loads the model once more.
+    ending_s = max(trial.baseline_s, _VERIFYING_SHARE * trial.import_s) + trial.model_s
+    return PlanTime(
+        origin="measured",
+        duration_s=trial.prepare_s + training_s + ending_s,
+        training_s=training_s,
+        total_steps=trial.total_steps,
+        steps_measured=trial.steps,
+    )
+
+
+def _size(size: float) -> str:
+    return f"{size / _GB:.1f} GB" if size >= _GB else f"{size / _MB:.0f} MB"

@@ -1,0 +1,131 @@
+"""What can be known about a run before its weights are read: access, data, steps, memory on every rung.
+
+`python -m runner.training.preflight SPEC_FILE` prints one JSON object: a `runner.plan.Preflight`, or code, message and
+hint of what stands in the way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from trl.data_utils import pack_dataset
+
+from runner.errors import QLoRAError
+from runner.plan import Preflight, RungNeeds
+from runner.redaction import redact
+from runner.settings import RunnerSettings, load_settings
+from runner.spec import RunSpec, Training
+from runner.training.accelerator import choose_compute_dtype, choose_device, describe, free_bytes, peak_bytes
+from runner.training.base_model import BaseModel, locate_base_model
+from runner.training.data import Mix, mix_data
+from runner.training.empty_model import build_empty_model
+from runner.training.lora import add_lora
+from runner.training.model_config import load_model_config
+from runner.training.quantized import EffectiveRungError
+from runner.training.tokenizer import load_tokenizer
+from runner.training.training_estimate import estimate_training
+from runner.training.weight_estimate import WeightEstimate, estimate_weights
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+_KERNEL_BYTES = 280_000_000
+"""What a training process on a CPU takes for compiled kernels and its allocator's reserves, whatever the model; seen
+with torch 2.13 on two threads."""
+
+
+def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
+    """Do all of a run that needs no weights.
+
+    Raises:
+        TrainingError: The run could not begin; its subclass and code say who has to act.
+    """
+    source = locate_base_model(spec, settings.models_root)
+    tokenizer = load_tokenizer(source).tokenizer
+    config = load_model_config(source, spec.project.model_type).config
+    mix = mix_data(spec, tokenizer, settings.projects_dir)
+    device = choose_device()
+    model = add_lora(build_empty_model(config, source), spec.project.lora, spec.project.training.seed)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    compute_dtype = choose_compute_dtype(device)
+    training_bytes = estimate_training(config, spec.project, mix, trainable, compute_dtype)
+    # What this process holds, it gives back before the training begins.
+    own = peak_bytes(device) if device.type == "cpu" else 0
+    return Preflight(
+        device=describe(device),
+        available_bytes=free_bytes(device) + own,
+        base_model=f"{source.name} at {source.revision}" if source.revision else str(source.folder),
+        revision=source.revision,
+        fetch_bytes=_bytes_to_fetch(source),
+        cache_dir=str(constants.HF_HUB_CACHE),
+        data=mix.event,
+        total_steps=count_steps(mix, spec.project.training),
+        trainable_parameters=trainable,
+        rungs=tuple(
+            RungNeeds(
+                rung=weights.rung,
+                load_peak_bytes=own + weights.load_peak_bytes,
+                steady_bytes=own + weights.model_bytes,
+                training_bytes=own + weights.model_bytes + training_bytes + (_KERNEL_BYTES if own else 0),
+            )
+            for weights in _estimate_ladder(spec, source, config, compute_dtype)
+        ),
+    )
+
+
+def count_steps(mix: Mix, training: Training) -> int:
+    """Optimizer steps of the whole run, as transformers' trainer counts them."""
+    if training.max_steps > 0:
+        return training.max_steps
+    rows = len(mix.input_ids)
+    if training.packing:
+        rows = len(pack_dataset(Dataset.from_dict({"input_ids": mix.input_ids}), training.max_length, "bfd"))
+    batches = math.ceil(rows / training.per_device_train_batch_size)
+    return math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))
+
+
+def _estimate_ladder(
+    spec: RunSpec, source: BaseModel, config: PretrainedConfig, compute_dtype: torch.dtype
+) -> Iterator[WeightEstimate]:
+    """The rungs in order, without those that the ladder will pass over because the files are quantized otherwise."""
+    for rung in spec.project.quantization.ladder:
+        with suppress(EffectiveRungError):
+            yield estimate_weights(source, config, rung, spec.project.quantization, compute_dtype)
+
+
+def _bytes_to_fetch(source: BaseModel) -> int:
+    """Weights of a hub model that are not in this host's cache."""
+    if source.revision is None or constants.HF_HUB_OFFLINE:
+        return 0
+    files = HfApi().model_info(source.name, revision=source.revision, files_metadata=True).siblings or []
+    return sum(
+        file.size or 0
+        for file in files
+        if source.needs_file(file.rfilename)
+        and not isinstance(try_to_load_from_cache(source.name, file.rfilename, revision=source.revision), str)
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Print what was found; exit 0, or 1 when something stands in the way."""
+    spec = RunSpec.model_validate_json(Path(arguments[0]).read_bytes())
+    try:
+        result, status = preflight(spec, load_settings()).model_dump_json(), 0
+    except QLoRAError as error:
+        found = {"code": error.code, "message": redact(error.message), "hint": error.hint and redact(error.hint)}
+        result, status = json.dumps(found), 1
+    sys.stdout.write(result + "\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,183 @@
+"""A trial: the run itself, begun in a scratch folder and ended after a few steps, to see what it takes here.
+
+It is the ordinary training child on the ordinary spec, so whatever a run does before and between its steps is in the
+figures. Nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.child import Child, Spawn
+from runner.errors import TrainingError
+from runner.events import (
+    ChildEvent,
+    MetricsLogged,
+    ModelLoaded,
+    PhaseStarted,
+    RunFailed,
+    RunInterrupted,
+    TrainingStarted,
+)
+from runner.reports import Phase, Rung
+from runner.run_directory import open_attempt
+from runner.settings import RunnerSettings
+from runner.spec import RunSpec
+
+ENOUGH_S = 6.0
+"""Seconds of steps after which a trial ends, once it has seen `ENOUGH_STEPS`."""
+ENOUGH_STEPS = 4
+MOST_STEPS = 40
+LIMIT_S = 900.0
+"""Seconds after which a trial ends with whatever it has seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a few real steps have shown."""
+
+    rung: Rung
+    """The rung that holds on this host."""
+    total_steps: int
+    steps: int
+    """Steps measured; the first, which warms up, is not one of them."""
+    step_s: float
+    """Seconds a step, on average."""
+    import_s: float
+    """Seconds until the child's first event."""
+    prepare_s: float
+    """From there to the first step: tokenizer, model, data, answers before training."""
+    model_s: float
+    """Of these, loading and probing the model."""
+    baseline_s: float
+    """Of these, evaluating before training."""
+    checkpoint_s: float
+    """Seconds to write a checkpoint."""
+    checkpoint_bytes: int
+    peak_bytes: int | None
+    """Most memory that the child has held."""
+
+
+def run_trial(spec: RunSpec, settings: RunnerSettings, spawn: Spawn, tell: Callable[[ChildEvent], None]) -> Trial:
+    """Begin the run, measure, and stop it.
+
+    Args:
+        spec: What would run.
+        settings: The scratch folder goes to the output root, where a checkpoint must fit in earnest, too; the log of a
+            failed trial to the state folder.
+        spawn: Starts the child.
+        tell: Gets every event, to show that something happens.
+
+    Raises:
+        TrainingError: The run failed, with the code, message and hint that it would have failed with; or no step was
+            done in time (`trial-too-slow`).
+    """
+    training = spec.project.training.model_copy(update={"logging_steps": 1})
+    spec = spec.model_copy(update={"project": spec.project.model_copy(update={"training": training})})
+    settings.output_root.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".plan-", dir=settings.output_root))
+    try:
+        run_directory = open_attempt(scratch, spec)
+        watch = _Watch()
+        with spawn(run_directory.path) as child:
+            _watch(child, watch, tell)
+            end = child.end()
+        if isinstance(end, RunFailed):
+            raise _failure(end, run_directory.log_path, settings.state_dir / "logs" / f"plan-{spec.project.name}.log")
+        checkpoint = run_directory.newest_checkpoint()
+        size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) if checkpoint else 0
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    ended_s = (end.at - watch.steps[-1].at).total_seconds() if isinstance(end, RunInterrupted) and watch.steps else 0.0
+    return watch.measured(checkpoint_s=ended_s, checkpoint_bytes=size)
+
+
+def _failure(end: RunFailed, log: Path, kept_log: Path) -> TrainingError:
+    kept_log.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(log, kept_log)
+    hint = f"{end.hint or ''}\nThe trial's log is {kept_log}.".strip().replace(str(log), str(kept_log))
+    return TrainingError(end.message, hint=hint, code=end.code)
+
+
+def _watch(child: Child, watch: _Watch, tell: Callable[[ChildEvent], None]) -> None:
+    for event in child.events():
+        if event is not None:
+            watch.see(event)
+            tell(event)
+        if watch.has_enough:
+            child.ask_to_stop()
+
+
+class _Watch:
+    """Keeps of a child's events what the figures are made of."""
+
+    def __init__(self) -> None:
+        self.steps: list[MetricsLogged] = []
+        self._began = time.monotonic()
+        self._import_s = 0.0
+        self._first: ChildEvent | None = None
+        self._started: TrainingStarted | None = None
+        self._loaded: ModelLoaded | None = None
+        self._phases: dict[Phase, ChildEvent] = {}
+
+    def see(self, event: ChildEvent) -> None:
+        if self._first is None:
+            self._first, self._import_s = event, time.monotonic() - self._began
+        match event:
+            case PhaseStarted():
+                self._phases[event.phase] = event
+            case ModelLoaded():
+                self._loaded = event
+            case TrainingStarted():
+                self._started = event
+            case MetricsLogged():
+                self.steps.append(event)
+            case _:
+                pass
+
+    @property
+    def has_enough(self) -> bool:
+        if time.monotonic() - self._began > LIMIT_S:
+            return True
+        if not self.steps:
+            return False
+        first, last = self.steps[0], self.steps[-1]
+        if last.step >= min(last.total_steps, MOST_STEPS):
+            return True
+        return len(self.steps) >= ENOUGH_STEPS and (last.at - first.at).total_seconds() >= ENOUGH_S
+
+    def measured(self, *, checkpoint_s: float, checkpoint_bytes: int) -> Trial:
+        if self._first is None or self._loaded is None or self._started is None or not self.steps:
+            raise TrainingError(
+                f"No training step was done in {LIMIT_S / 60:.0f} minutes.",
+                hint="Use --no-measure to see the figures that need no trial.",
+                code="trial-too-slow",
+            )
+        first, last = self.steps[0], self.steps[-1]
+        span = (
+            (last.at - first.at).total_seconds() if last is not first else (first.at - self._started.at).total_seconds()
+        )
+        counted = max(len(self.steps) - 1, 1)
+        return Trial(
+            rung=self._loaded.receipt.rung,
+            total_steps=self._started.total_steps,
+            steps=counted,
+            step_s=span / counted,
+            import_s=self._import_s,
+            prepare_s=(self._started.at - self._first.at).total_seconds(),
+            model_s=(self._loaded.at - self._phases[Phase.MODEL].at).total_seconds(),
+            baseline_s=self._between(Phase.BASELINE, Phase.TRAINING),
+            checkpoint_s=checkpoint_s,
+            checkpoint_bytes=checkpoint_bytes,
+            peak_bytes=last.peak_bytes,
+        )
+
+    def _between(self, phase: Phase, following: Phase) -> float:
+        if phase not in self._phases or following not in self._phases:
+            return 0.0
+        return (self._phases[following].at - self._phases[phase].at).total_seconds()
