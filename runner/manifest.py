@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from runner.device import describe_device
 from runner.errors import UsageError
-from runner.provenance import fingerprint_base_model, fingerprint_file, git_revision
+from runner.provenance import fingerprint_base_model, fingerprint_data, git_revision
 from runner.reports import Rung, RunSummary
 from runner.settings import RunnerSettings
 from runner.spec import RunSpec
@@ -166,11 +166,13 @@ def find_differences(manifest: Manifest, settings: RunnerSettings) -> list[Diffe
 def _data_differences(manifest: Manifest, settings: RunnerSettings) -> Iterator[Difference]:
     for dataset_id, then in {part.dataset_id: part.sha256 for part in manifest.data}.items():
         entry = manifest.spec.datasets[dataset_id]
+        if entry.path is None:
+            continue  # the specification names its commit on the hub
         what = f"dataset {dataset_id} ({entry.path})"
         path = settings.projects_dir / entry.path
-        if not path.is_file():
+        if not path.exists():
             yield Difference(what, then[:_SHOWN], f"not in {settings.projects_dir}", grave=True, missing=True)
-        elif (now := fingerprint_file(path)) != then:
+        elif (now := fingerprint_data(path)) != then:
             yield Difference(what, then[:_SHOWN], now[:_SHOWN], grave=True)
 
 

@@ -115,7 +115,13 @@ def load_project(projects_dir: Path, name: str, overrides: Mapping[str, str] | N
     problems = refused + [_blamed(problem, file.name, changed) for problem in problems + data_problems]
     if problems or spec is None:
         raise SpecError(name, _in_reading_order(problems, file.name))
-    return RunSpec(project=spec, datasets=datasets, overrides=changed, stated=_stated(file.raw))
+    return RunSpec(
+        project=spec,
+        datasets={dataset_id: found.entry for dataset_id, found in datasets.items() if found.entry is not None},
+        unchecked=tuple(dataset_id for dataset_id, found in datasets.items() if not found.checked),
+        overrides=changed,
+        stated=_stated(file.raw),
+    )
 
 
 def _blamed(problem: Problem, file: str, changed: Mapping[str, str]) -> Problem:
@@ -188,11 +194,13 @@ class _Dataset:
     entry: DatasetEntry | None
     format: RowFormat | None
     problems: list[Problem]
+    checked: bool = True
+    """Whether this machine has read its rows, as far as there are problems."""
 
 
 def _named_datasets(
     projects_dir: Path, file: _TomlFile, raw: Mapping[str, Any]
-) -> tuple[dict[int, DatasetEntry], list[Problem]]:
+) -> tuple[dict[int, _Dataset], list[Problem]]:
     """Look up and check every dataset that the project names, each once."""
     catalog = _read_toml(projects_dir / CATALOG)
     problems = list(catalog.problems)
@@ -209,8 +217,7 @@ def _named_datasets(
         if mention.compared and looked_up[mention.dataset_id].format in {"messages", "text"}:
             message = f"dataset {mention.dataset_id} has no prompt and completion to compare with"
             problems.append(Problem(message, file=file.name, line=line, path=path))
-    entries = {dataset_id: found.entry for dataset_id, found in looked_up.items() if found.entry is not None}
-    return entries, problems
+    return looked_up, problems
 
 
 def _known_ids(catalog: _TomlFile) -> str:
@@ -232,16 +239,28 @@ def _look_up(projects_dir: Path, catalog: _TomlFile, dataset_id: int) -> _Datase
             None,
             [replace(one, path=f"{key}.{one.path}" if one.path else key, line=one.line or whole) for one in found],
         )
+    if entry.path is None:
+        return _Dataset(entry, None, [], checked=False)  # its rows are checked on the host, which can download them
     path = projects_dir / entry.path
-    line = catalog.lines.get((key, "path"))
+
+    def at(name: str, message: str) -> Problem:
+        return Problem(message, file=CATALOG, line=catalog.lines.get((key, name)), path=f"{key}.{name}")
+
     if not path.resolve().is_relative_to(projects_dir.resolve()):
-        message = f"the data file {entry.path} is a link that leaves the projects folder"
-        return _Dataset(entry, None, [Problem(message, file=CATALOG, line=line, path=f"{key}.path")])
-    check = check_rows(path, entry.layout)
+        what = f"the data file {entry.path} is a link that leaves the projects folder"
+        return _Dataset(entry, None, [at("path", what)])
+    if path.is_dir():
+        # As above: what a folder holds, the datasets library decides.
+        message = f"{entry.path} is a folder; only a file has a file_type"
+        return _Dataset(entry, None, [at("file_type", message)] if entry.file_type else [], checked=False)
     problems = [
+        at(name, f"{entry.path} is a file; only a folder or a hub dataset has a {name}") for name in entry.load_keys
+    ]
+    check = check_rows(path, entry.layout)
+    problems += [
         Problem(f"row {one.row}: {one.message}", file=entry.path, line=one.line)
         if one.row
-        else Problem(f"the data file {entry.path} {one.message}", file=CATALOG, line=line, path=f"{key}.path")
+        else at("path", f"the data file {entry.path} {one.message}")
         for one in check.problems
     ]
     if check.further:

@@ -24,6 +24,21 @@ def fingerprint_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint_data(path: Path) -> str:
+    """SHA-256 of a data file; of a folder over the names and contents of all its files, hidden ones left out.
+
+    Raises:
+        OSError: One cannot be read.
+    """
+    if not path.is_dir():
+        return fingerprint_file(path)
+    digest = hashlib.sha256()
+    names = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    for name in sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)):
+        digest.update(f"{name}:{fingerprint_file(path / name)}\n".encode())
+    return digest.hexdigest()
+
+
 def fingerprint_base_model(folder: Path) -> str:
     """SHA-256 over a local base model: its small files whole, its weight files in samples.
 

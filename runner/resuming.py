@@ -57,8 +57,8 @@ def spec_facts(spec: RunSpec) -> Facts:
         }
     )
     for dataset_id, entry in sorted(spec.datasets.items()):
-        # Where a file lies and what it is called says nothing about its rows.
-        how = entry.model_dump(mode="json", exclude={"name", "description", "path"})
+        # Where a file lies and what it is called says nothing about its rows, nor does a branch; their digest does.
+        how = entry.model_dump(mode="json", exclude={"name", "description", "path", "revision"})
         facts |= _flatten(how, f"dataset {dataset_id}") if how else {}
     return {path: value for path, value in facts.items() if path not in WITHOUT_EFFECT} | {ROWS_A_STEP: rows}
 

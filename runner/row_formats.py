@@ -48,6 +48,9 @@ _NAMES: dict[type, str] = {
     type(None): "null",
 }
 
+_LISTED = 100
+"""Characters of column names in a message."""
+
 Row = dict[str, Any]
 
 
@@ -135,8 +138,8 @@ _SPOKEN: dict[RowFormat, str] = {
 
 
 def _listed(value: Row) -> str:
-    names = [repr(str(name)[:40]) for name in list(value)[:12]]
-    return ", ".join(names) + (", …" if len(value) > len(names) else "") or "no columns"
+    names = ", ".join(map(repr, value))
+    return (names[: _LISTED - 1] + "…" if len(names) > _LISTED else names) or "no columns"
 
 
 def kind_of(value: object) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runner.errors import DatasetError
 from runner.layout import Layout
-from runner.provenance import fingerprint_file
+from runner.provenance import fingerprint_data
 from runner.row_files import RawRow, RowProblem, raw_rows
 from runner.row_formats import Row, RowFormat, RowReader
 
@@ -106,7 +106,7 @@ def read_rows(path: Path, layout: Layout = Layout()) -> DatasetRows:  # noqa: B0
     reader = RowReader(layout)
     raw = raw_rows(path, file_type=layout.file_type, columns=reader.columns)
     row_format, rows = collect_rows(raw, reader, f"The data file {path}")
-    return DatasetRows(row_format, rows, fingerprint_file(path))
+    return DatasetRows(row_format, rows, fingerprint_data(path))
 
 
 def collect_rows(raw: Iterable[RawRow | RowProblem], reader: RowReader, source: str) -> tuple[RowFormat, list[Row]]:

@@ -65,6 +65,21 @@ def _stays_inside(root: str) -> AfterValidator:
 _LINE = AfterValidator(_is_a_line)
 
 
+def _is_no_address(value: str) -> str:
+    if "://" in value or "::" in value:
+        raise ValueError("must be a path inside the dataset, not an address")
+    return value
+
+
+_IS_NO_ADDRESS = AfterValidator(_is_no_address)
+
+
+def _is_a_hub_id(value: str) -> str:
+    if not re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", value, re.ASCII):
+        raise ValueError("must be a hub dataset's owner/name, such as 'tatsu-lab/alpaca'")
+    return value
+
+
 def _is_not_zero(value: int) -> int:
     if value == 0:
         raise ValueError("must be at least 1, or -1 to go by num_train_epochs")
@@ -247,10 +262,30 @@ class DatasetEntry(Spec):
 
     name: Annotated[str, Field(min_length=1, max_length=60), _LINE]
     """What reports call it."""
-    path: Annotated[str, Field(max_length=200), _stays_inside("projects folder")]
-    """Data file, relative to the projects folder."""
+    hub: Annotated[str, AfterValidator(_is_a_hub_id)] | None = None
+    """Dataset on the hub, `owner/name`; else `path`."""
+    path: Annotated[str, Field(max_length=200), _stays_inside("projects folder")] | None = Field(
+        None, validate_default=True
+    )
+    """Data file or folder, relative to the projects folder; else `hub`."""
     description: Annotated[str, Field(max_length=200), _LINE] = ""
     """What its rows are."""
+    revision: Annotated[str, Field(min_length=1, max_length=200), _LINE] | None = None
+    """Branch, tag or commit of the hub dataset; None for its default branch."""
+    config: Annotated[str, Field(min_length=1, max_length=200), _LINE] | None = None
+    """Configuration of a hub dataset or folder, `name` of `datasets.load_dataset`."""
+    split: Annotated[str, Field(min_length=1, max_length=200), _LINE] | None = None
+    """Split of a hub dataset or folder, such as `train[:10%]`; `train` when absent."""
+    data_dir: Annotated[str, Field(max_length=200), _stays_inside("dataset"), _IS_NO_ADDRESS] | None = None
+    """Folder of a hub dataset or folder that the data files lie in."""
+    data_files: (
+        Annotated[
+            tuple[Annotated[str, Field(max_length=200), _stays_inside("dataset"), _IS_NO_ADDRESS], ...],
+            Field(min_length=1, strict=False),
+        ]
+        | None
+    ) = None
+    """Data files of a hub dataset or folder; `*` and `**` stand for any name and any folders."""
     file_type: FileType | None = None
     """What the file is; by its extension when absent."""
     format: WrittenFormat | None = None
@@ -261,13 +296,43 @@ class DatasetEntry(Spec):
     @property
     def source(self) -> str:
         """Where the rows come from, for a sentence."""
-        return self.path
+        return self.path if self.path is not None else f"hub dataset {self.hub}"
+
+    @property
+    def load_keys(self) -> list[str]:
+        """The stated keys that only a hub dataset or a folder has."""
+        return [key for key in ("config", "split", "data_dir", "data_files") if getattr(self, key) is not None]
 
     @property
     def layout(self) -> Layout:
         """What the reader has to know."""
         named = self.columns.model_dump(exclude_none=True)
         return Layout(self.file_type, self.format, tuple(named.items()))
+
+    @field_validator("path")
+    @classmethod
+    def _is_one_of_two_sources(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if "hub" not in info.data:
+            return path  # it is wrong, which is told already
+        if path is None and info.data["hub"] is None:
+            raise ValueError("is missing; name a file or folder here, or a dataset on the hub with hub")
+        if path is not None and info.data["hub"] is not None:
+            raise ValueError("cannot stand beside hub: a dataset is either here or on the hub")
+        return path
+
+    @field_validator("revision")
+    @classmethod
+    def _is_of_the_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
+        if revision is not None and info.data.get("path") is not None:
+            raise ValueError("only a hub dataset has a revision")
+        return revision
+
+    @field_validator("file_type")
+    @classmethod
+    def _is_of_a_file(cls, file_type: FileType | None, info: ValidationInfo) -> FileType | None:
+        if file_type is not None and info.data.get("hub") is not None:
+            raise ValueError("only a data file has a file_type")
+        return file_type
 
     @field_validator("columns")
     @classmethod
@@ -293,5 +358,7 @@ class RunSpec(Record):
     """The catalog entries that the project names, by dataset id."""
     overrides: dict[str, str] = Field(default_factory=dict)
     """What the requester changed, dotted path to the text typed."""
+    unchecked: tuple[int, ...] = ()
+    """Ids of the datasets whose rows only a host can check: those of the hub, and folders."""
     stated: tuple[str, ...] = ()
     """Dotted paths that the project file states itself; every other setting is a default."""

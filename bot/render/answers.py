@@ -114,6 +114,9 @@ def _started(answer: Started) -> Message:
     if job.spec.overrides:
         changed = ", ".join(code(f"{key}={value}") for key, value in sorted(job.spec.overrides.items()))
         lines.append(f"Changed for this job: {changed}")
+    if job.spec.unchecked:
+        names = ", ".join(code(job.spec.datasets[dataset_id].name) for dataset_id in job.spec.unchecked)
+        lines.append(f"Rows that only the host can check, before training: {names}")
     if not answer.pool_is_served:
         start = code(f"python -m runner worker --pool {job.pool}")
         lines.append(f"⚠️ No worker serves pool {code(job.pool)} right now; it waits until one does: {start}")

@@ -56,9 +56,18 @@ def _summary(spec: RunSpec) -> str:
         f"  pool         {project.compute.pool}",
     ]
     lines += [
-        f"  data         {trait.trait_type}: {share.percentage:g} % of {spec.datasets[share.dataset_id].name}"
+        f"  data         {trait.trait_type}: {share.percentage:g} % of {_dataset(spec, share.dataset_id)}"
         for trait in project.traits
         for share in trait.datasets
     ]
     lines += [f"  override     {key}={value}" for key, value in spec.overrides.items()]
     return "\n".join(lines)
+
+
+def _dataset(spec: RunSpec, dataset_id: int) -> str:
+    entry = spec.datasets[dataset_id]
+    return (
+        f"{entry.name} ({entry.source}; its rows are checked on the host)"
+        if dataset_id in spec.unchecked
+        else entry.name
+    )

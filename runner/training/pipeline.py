@@ -30,6 +30,7 @@ from runner.training.data import Mix, mix_data
 from runner.training.evaluation import evaluate, prepare_questions
 from runner.training.failures import is_disk_full, is_out_of_memory
 from runner.training.held_out import compare_losses
+from runner.training.hub_datasets import pin_datasets
 from runner.training.loading import protected_load
 from runner.training.lora import add_lora, settle_precision
 from runner.training.stopping import StopRequestedError, StopSwitch
@@ -149,6 +150,8 @@ def _train(
         stop.raise_if_set()
 
         emit(PhaseStarted(phase=Phase.DATA))
+        spec = pin_datasets(spec)
+        _write_spec(run_dir, spec)
         mix = mix_data(spec, tokenizer, projects_dir)
         questions = prepare_questions(spec, tokenizer, projects_dir, as_chat=mix.as_chat)
         emit(mix.event)

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runner.rows import DatasetRows, read_rows
-from runner.spec import RunSpec
+from runner.spec import DatasetEntry, RunSpec
+from runner.training.hub_datasets import load_folder, load_hub_dataset, pin_datasets
 
 
 def read_datasets(spec: RunSpec, dataset_ids: Iterable[int], projects_dir: Path) -> dict[int, DatasetRows]:
@@ -23,4 +24,12 @@ def read_datasets(spec: RunSpec, dataset_ids: Iterable[int], projects_dir: Path)
     Raises:
         DatasetError: A dataset is missing or malformed; names it and the first few rows.
     """
-    return {id_: read_rows(projects_dir / spec.datasets[id_].path, spec.datasets[id_].layout) for id_ in dataset_ids}
+    datasets = pin_datasets(spec).datasets
+    return {dataset_id: _read(datasets[dataset_id], projects_dir) for dataset_id in dataset_ids}
+
+
+def _read(entry: DatasetEntry, projects_dir: Path) -> DatasetRows:
+    if entry.path is None:
+        return load_hub_dataset(entry)
+    path = projects_dir / entry.path
+    return load_folder(entry, path) if path.is_dir() else read_rows(path, entry.layout)

@@ -53,6 +53,20 @@ def test_checking_a_valid_project_says_so(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.startswith("demo is valid.")
 
 
+def test_checking_says_which_rows_only_the_host_can_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "demo.toml").write_text((PROJECTS / "demo.toml").read_text().replace("exact_match = [1]", ""))
+    (tmp_path / "datasets.toml").write_text(
+        '1 = { name = "sums", hub = "acme/sums" }\n2 = { name = "words", path = "words.csv" }'
+    )
+    (tmp_path / "words.csv").write_text("text\nhot\n")
+
+    assert main(["check", str(tmp_path / "demo.toml")]) == 0
+
+    out = capsys.readouterr().out
+    assert "arithmetic: 100 % of sums (hub dataset acme/sums; its rows are checked on the host)\n" in out
+    assert "vocabulary: 50 % of words\n" in out
+
+
 def test_a_project_may_be_named_by_its_path(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(PROJECTS / "demo.toml"), "--json", "lora.r=8"]) == 0
 

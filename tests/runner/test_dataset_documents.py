@@ -16,6 +16,11 @@ from runner.spec import Columns, DatasetEntry
 
 PAGE = (Path(__file__).parents[2] / "projects" / "README.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("## Data files")[1].split("\n## ")[0]
+CATALOG = {
+    number: DatasetEntry.model_validate(keys)
+    for block in re.findall(r"```toml\n(\[\d+\].*?)```", SECTION, re.DOTALL)
+    for number, keys in tomli.loads(block).items()
+}
 FORMATS: dict[WrittenFormat, str] = dict(re.findall(r"^\| `(\w+)` \| `(\{\".*?\})` \|", SECTION, re.MULTILINE))
 
 
@@ -23,7 +28,7 @@ def test_every_format_container_and_key_is_told() -> None:
     assert set(FORMATS) == set(get_args(WrittenFormat))
     assert set(re.findall(r"^\| `\.(\w+)`", SECTION, re.MULTILINE)) == set(get_args(FileType))
     keys = SECTION.split("| key in `datasets.toml`")[1]
-    assert re.findall(r"^\| `(\w+)` \|", keys, re.MULTILINE) == list(DatasetEntry.model_fields)
+    assert set(re.findall(r"^\| `(\w+)` \|", keys, re.MULTILINE)) == set(DatasetEntry.model_fields)
     assert all(f"`{name}`" in keys for name in Columns.model_fields)
     assert f"at most {LONGEST_ROW // 2**20} MiB" in SECTION
 
@@ -39,9 +44,12 @@ def test_the_example_of_each_format_is_recognised(tmp_path: Path, written: Writt
 
 def test_the_example_with_other_column_names_is_read(tmp_path: Path) -> None:
     (rows,) = re.findall(r"```csv\n(.*?)```", SECTION, re.DOTALL)
-    (catalog,) = re.findall(r"```toml\n(\[10\].*?)```", SECTION, re.DOTALL)
-    entry = DatasetEntry.model_validate(tomli.loads(catalog)["10"])
-    path = tmp_path / Path(entry.path).name
+    entry = CATALOG["10"]
+    path = tmp_path / Path(entry.path or "").name
     path.write_text(rows)
     expected = {"prompt": "What is 3 + 4,\nand what is it doubled?", "completion": "7, then 14"}
     assert read_rows(path, entry.layout).rows == [expected]
+
+
+def test_the_example_of_a_hub_dataset_is_valid() -> None:
+    assert (CATALOG["11"].hub, CATALOG["11"].split) == ("tatsu-lab/alpaca", "train[:2000]")

@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from runner.errors import OVERRIDE, SpecError, UsageError
+from runner.layout import Layout
 from runner.projects import list_projects, load_project, project_names
 from runner.rows import read_rows
 from runner.spec import DatasetEntry, DatasetShare, ProjectSpec, Trait
@@ -94,7 +95,9 @@ def test_the_shipped_projects_are_the_demo_and_three_to_start_from() -> None:
 
 
 def test_every_shipped_data_file_is_in_the_catalog_and_no_row_stands_twice() -> None:
-    used = [entry.path for name in project_names(PROJECTS) for entry in load_project(PROJECTS, name).datasets.values()]
+    used = [
+        entry.source for name in project_names(PROJECTS) for entry in load_project(PROJECTS, name).datasets.values()
+    ]
     assert sorted(set(used)) == sorted(f"data/{path.name}" for path in (PROJECTS / "data").iterdir())
     for path in (PROJECTS / "data").iterdir():
         rows = [json.dumps(row) for row in read_rows(path).rows]
@@ -396,7 +399,37 @@ def test_a_dataset_that_is_not_in_the_catalog_is_shown_with_those_that_are(probl
         ("[1]\nnaem = 'x'", ["1: 1.name: is missing", "1: 1.path: is missing", "2: 1.naem: unknown key; did you mean"]),
         ("[1]\nname = 'x'\npath = '../x'", ["datasets.toml:3: 1.path: must be a relative path inside the projects"]),
         ("[1]\nname = 'x'\npath = 'no'", ["datasets.toml:3: 1.path: the data file no does not exist"]),
-        ("[1]\nname = 'x'\npath = 'data'", ["datasets.toml:3: 1.path: the data file data is not a file"]),
+        ("[1]\nname = 'x'\npath = 'data'\nhub = 'a/b'", ["datasets.toml:3: 1.path: cannot stand beside hub"]),
+        ("[1]\nname = 'x'\nhub = 'alpaca'", ["3: 1.hub: must be a hub dataset's owner/name, such as"]),
+        ("[1]\nname = 'x'\npath = 'data'\nrevision = 'v1'", ["4: 1.revision: only a hub dataset has a revision"]),
+        ("[1]\nname = 'x'\nhub = 'a/b'\nfile_type = 'csv'", ["4: 1.file_type: only a data file has a file_type"]),
+        ("[1]\nname = 'x'\npath = 'data'\nfile_type = 'csv'", ["4: 1.file_type: data is a folder; only a file has"]),
+        (
+            "[1]\nname = 'x'\nsplit = 'test'\ndata_files = ['a']\npath = 'data/sums.jsonl'",
+            [
+                "3: 1.split: data/sums.jsonl is a file; only a folder or a hub dataset has a split",
+                "4: 1.data_files: data/sums.jsonl is a file; only",
+            ],
+        ),
+        (
+            "[1]\nname = 'x'\nhub = 'a/b'\ndata_dir = '/etc'\ndata_files = ['ok', 'https://a/b']",
+            ["4: 1.data_dir: must be a relative path inside the dataset", "5: 1.data_files[1]: must be a path inside"],
+        ),
+        (
+            "[1]\nname = 'x'\nhub = 'a/b'\nformat = 'alpacca'\ncolumns = { instrcution = 'q' }",
+            [
+                "4: 1.format: must be 'messages', 'prompt_completion', 'alpaca', 'sharegpt' or 'text'",
+                "5: 1.columns.instrcution: unknown key; did you mean 'instruction'?",
+            ],
+        ),
+        (
+            "[1]\nname = 'x'\nhub = 'a/b'\ncolumns = { prompt = 'q', text = 't' }",
+            ["4: 1.columns: no format has prompt and text together"],
+        ),
+        (
+            "[1]\nname = 'x'\nhub = 'a/b'\nformat = 'alpaca'\ncolumns = { prompt = 'q' }",
+            ["5: 1.columns: alpaca rows have no prompt"],
+        ),
     ],
 )
 def test_a_broken_catalog_is_shown_at_its_own_lines(
@@ -409,6 +442,28 @@ def test_a_broken_catalog_is_shown_at_its_own_lines(
     assert len(found) == len(expected)
     for problem, part in zip(found, expected, strict=True):
         assert part in problem
+
+
+def test_rows_of_the_hub_and_of_a_folder_are_left_to_the_host(folder: Path) -> None:
+    catalog = CATALOG.replace(
+        'path = "data/sums.jsonl"', 'hub = "acme/sums"\nrevision = "v1"\ncolumns.prompt = "question"'
+    )
+    (folder / "datasets.toml").write_text(catalog.replace("data/chats.jsonl", "data"))
+    (folder / "good.toml").write_text(
+        PROJECT.replace("[training]", "[[traits.datasets]]\ndataset_id = 2\n\n[training]")
+    )
+    spec = load_project(folder, "good")
+    assert spec.unchecked == (1, 2)
+    assert spec.datasets[1].layout == Layout(columns=(("prompt", "question"),))
+    assert [entry.source for entry in spec.datasets.values()] == ["hub dataset acme/sums", "data"]
+
+
+def test_a_mapped_column_that_is_not_there_is_shown_with_those_that_are(problems: Problems, folder: Path) -> None:
+    rows = 'question,answer\n"1 + 1,\nor 2?",2\n'
+    (folder / "data" / "sums.csv").write_text(rows)
+    (folder / "datasets.toml").write_text(CATALOG.replace('sums.jsonl"', 'sums.csv"\ncolumns.prompt = "questoin"'))
+    row, near = "data/sums.csv:2: row 1", "did you mean 'question'?"
+    assert problems() == [f"{row}: has no column 'questoin' for prompt; {near}; found 'question', 'answer'"]
 
 
 def test_an_entry_that_nobody_names_troubles_nobody(folder: Path) -> None:

@@ -25,7 +25,7 @@ from bot.workspace.blocks import check_blocks
 from runner.errors import Problem, SpecError, UsageError
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.projects import ProjectListing
-from runner.spec import RunSpec
+from runner.spec import DatasetEntry, RunSpec
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 HOSTILE = "<!channel> & `x` *b* \n" * 400
@@ -48,6 +48,13 @@ def test_started_tells_id_place_and_what_was_changed(job: JobRecord) -> None:
         "Queued `demo-k7x2q` in pool `cpu` · position 2. Its thread opens in this channel.",
         "Changed for this job: `lora.r=8`",
     ]
+
+
+def test_started_names_the_rows_that_only_the_host_can_check(job: JobRecord) -> None:
+    entry = DatasetEntry(name="alpaca <!here>", hub="tatsu-lab/alpaca")
+    spec = job.spec.model_copy(update={"datasets": {3: entry}, "unchecked": (3,)})
+    message = render_answer(Started(job.model_copy(update={"spec": spec}), position=2, pool_is_served=True), now=NOW)
+    assert "Rows that only the host can check, before training: `alpaca &lt;!here&gt;`" in message.text
 
 
 def test_started_says_plainly_that_nobody_serves_the_pool(job: JobRecord) -> None:
