@@ -1,6 +1,8 @@
 import copy
+import gc
 import pickle
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import (
     LlamaModel,
     LlavaConfig,
     PretrainedConfig,
+    PreTrainedModel,
     TrainerCallback,
     TrainingArguments,
 )
@@ -28,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
 
-GUARDED_CLASSES = (LlamaForCausalLM, LlamaModel, PeftModel, BaseTuner)
+GUARDED_CLASSES = (PreTrainedModel, LlamaForCausalLM, LlamaModel, PeftModel, BaseTuner)
 
 
 def small_config() -> LlamaConfig:
@@ -51,6 +54,10 @@ def forward(model: Any) -> torch.Tensor:
     tokens = torch.tensor([[1, 5, 9, 2]])
     loss: torch.Tensor = model(input_ids=tokens, labels=tokens).loss
     return loss
+
+
+def head_gradient(model: Any) -> Any:
+    return torch.autograd.grad(forward(model), model.lm_head.weight)[0]
 
 
 def with_lora(model: Any) -> Any:
@@ -160,10 +167,9 @@ def test_a_hook_that_runs_while_the_weights_load_changes_nothing(tiny_model: Pat
     assert "config" not in HookedModel.__dict__
 
 
-def test_the_decoder_inside_is_guarded_once_the_model_is_covered() -> None:
-    with ConfigGuard(LlamaForCausalLM) as guard:
+def test_the_decoder_inside_is_guarded_too() -> None:
+    with ConfigGuard(LlamaForCausalLM):
         model = small_model()
-        guard.cover(model)
         model.model.config = model.model.config.to_dict()
         assert isinstance(model.model.config, LlamaConfig)
         assert torch.isfinite(forward(model))
@@ -315,3 +321,102 @@ def test_guards_can_be_nested() -> None:
         model.config = model.config.to_dict()
         assert (outer.interceptions, inner.interceptions) == (1, 1)
         assert isinstance(model.config, LlamaConfig)
+
+
+def test_guards_may_end_in_the_order_they_began() -> None:
+    first, second = ConfigGuard(LlamaForCausalLM), ConfigGuard(LlamaForCausalLM)
+    first.__enter__()
+    model = small_model()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    model.config = model.config.to_dict()
+    assert isinstance(model.config, LlamaConfig)
+    assert (first.is_guarding(model), second.is_guarding(model)) == (False, True)
+    second.__exit__(None, None, None)
+    assert (first.interceptions, second.interceptions) == (0, 1)
+
+
+def test_a_guard_that_fails_at_its_end_leaves_no_trace_either() -> None:
+    guard = ConfigGuard(LlamaForCausalLM)
+    guard.__enter__()
+    model = small_model()
+    model.config.text_config = {1: "no name of a setting"}
+    with pytest.raises(TypeError):
+        guard.__exit__(None, None, None)
+
+
+def test_a_place_that_assigns_a_dict_at_every_step_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with ConfigGuard(LlamaForCausalLM) as guard:
+        model = small_model()
+        for _ in range(3):
+            model.config = model.config.to_dict()
+    assert guard.interceptions == 3
+    assert len(guard.origins) == len(caplog.messages) == 1
+
+
+def test_a_model_that_is_gone_is_not_kept() -> None:
+    with ConfigGuard(LlamaForCausalLM) as guard:
+        model = small_model()
+        before = len(guard.kept)
+        copy.deepcopy(model).config  # noqa: B018  (the read is what the guard remembers)
+        gc.collect()
+        assert len(guard.kept) == before
+
+
+def test_threads_that_read_never_see_a_dict_while_others_assign_one() -> None:
+    rounds = 200
+    seen: list[type] = []
+    started = threading.Barrier(4)
+    with ConfigGuard(LlamaForCausalLM) as guard:
+        model = small_model()
+        config, values = model.config, model.config.to_dict()
+
+        def run(act: Callable[[], None]) -> None:
+            started.wait()
+            for _ in range(rounds):
+                act()
+
+        def read() -> None:
+            if model.config is not config:
+                seen.append(type(model.config))
+
+        def assign() -> None:
+            model.config = values
+
+        def sneak() -> None:
+            model.__dict__["config"] = values
+            read()
+
+        threads = [threading.Thread(target=run, args=(act,)) for act in (read, read, assign, sneak)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == []
+        assert rounds <= guard.interceptions <= 2 * rounds
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_is_one_graph_with_the_same_numbers_and_still_guarded(backend: str) -> None:
+    plain = small_model()
+    torch._dynamo.reset()
+    with ConfigGuard(LlamaForCausalLM) as guard:
+        model = copy.deepcopy(plain)
+        # With fullgraph, a single graph break is an error.
+        compiled: Any = torch.compile(model, backend=backend, fullgraph=True)
+        loss, gradient = forward(compiled), head_gradient(compiled)
+        compiled.config = compiled.config.to_dict()
+        assert isinstance(model.config, LlamaConfig)
+        assert guard.interceptions == 1
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert torch.equal(forward(compiled), loss)
+    torch.testing.assert_close((loss, gradient), (forward(plain), head_gradient(plain)))
+
+
+def test_a_model_compiled_before_the_guard_came_runs_under_it_and_after_it() -> None:
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(small_model(), backend="eager", fullgraph=True)
+    before = forward(compiled)
+    with ConfigGuard(LlamaForCausalLM):
+        assert torch.equal(forward(compiled), before)
+    assert torch.equal(forward(compiled), before)
