@@ -168,7 +168,7 @@ class _Mention:
     path: KeyPath
     dataset_id: int
     compared: bool
-    """Whether completions are compared with this dataset's, so that it needs prompt and completion."""
+    """Whether answers are compared with this dataset's, so that it needs some."""
 
 
 def _mentions(raw: Mapping[str, Any]) -> list[_Mention]:
@@ -214,8 +214,8 @@ def _named_datasets(
         if mention.dataset_id not in looked_up:
             looked_up[mention.dataset_id] = _look_up(projects_dir, catalog, mention.dataset_id)
             problems += looked_up[mention.dataset_id].problems
-        if mention.compared and looked_up[mention.dataset_id].format in {"messages", "text"}:
-            message = f"dataset {mention.dataset_id} has no prompt and completion to compare with"
+        if mention.compared and looked_up[mention.dataset_id].format == "text":
+            message = f"dataset {mention.dataset_id} holds plain text, which has no answers to compare with"
             problems.append(Problem(message, file=file.name, line=line, path=path))
     return looked_up, problems
 

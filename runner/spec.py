@@ -196,7 +196,7 @@ class Evaluation(Spec):
     ] = ()
     """Answered greedily before and after, shown side by side."""
     exact_match: Annotated[tuple[int, ...], Field(strict=False)] = ()
-    """Dataset ids with prompt and completion; counts completions that are right to the letter, before and after."""
+    """Dataset ids; counts completions, or last answers of conversations, right to the letter, before and after."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 64
     held_out_percentage: Annotated[float, Field(ge=0, le=50)] = 5.0
     """Rows kept out of training to measure the loss on, per cent of each share; first from rows that none draws."""

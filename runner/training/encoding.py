@@ -79,6 +79,28 @@ def encode_question(tokenizer: PreTrainedTokenizerBase, prompt: str, *, as_chat:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def encode_answered(
+    tokenizer: PreTrainedTokenizerBase, row_format: RowFormat, rows: Sequence[dict[str, Any]]
+) -> tuple[list[list[int]], list[str]]:
+    """Encode what leads up to the last answer of each row, as it is trained.
+
+    Returns:
+        The questions, and the answers that would be right; those of conversations without white space around them.
+    """
+    if row_format == "prompt_completion":
+        return encode_texts(tokenizer, [row["prompt"] for row in rows]), [row["completion"] for row in rows]
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    questions, answers = [], []
+    for row in rows:
+        messages = row["messages"]
+        turn = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+        text = _render(tokenizer, messages[:turn], ask=True)
+        questions.append(list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
+        answers.append(messages[turn]["content"].strip())
+    return questions, answers
+
+
 def _ended(tokenizer: PreTrainedTokenizerBase, row: EncodedRow) -> EncodedRow:
     end = int(tokenizer.eos_token_id)
     if row.input_ids and row.input_ids[-1] == end and row.trained[-1]:

@@ -17,7 +17,7 @@ from runner.events import Evaluated
 from runner.reports import ExactMatch, Sample
 from runner.spec import RunSpec
 from runner.training.data import HeldOut
-from runner.training.encoding import encode_question, encode_texts
+from runner.training.encoding import encode_answered, encode_question
 from runner.training.held_out import measure_losses
 from runner.training.reading import read_datasets
 from runner.training.stopping import StopSwitch
@@ -48,6 +48,8 @@ class Table:
     completions: list[str]
     max_new_tokens: int
     """Just enough for the longest completion and its end token: whoever writes more is wrong anyway."""
+    stripped: bool = False
+    """Whether white space around an answer does not count: a chat template puts or cuts it as it likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +71,24 @@ def prepare_questions(
         spec: The attempt's specification.
         tokenizer: As `mix_data` left it.
         projects_dir: The folder that data paths are relative to.
-        as_chat: Ask the prompts as a user's turn; tables are plain text, as their rows are.
+        as_chat: Ask the prompts as a user's turn; tables are asked as their rows are trained.
 
     Raises:
-        DatasetError: A table is missing, malformed, or does not hold prompts and completions.
+        DatasetError: A table is missing, malformed, or holds plain text.
     """
     evaluation = spec.project.evaluation
     tables = []
     for dataset_id, file in read_datasets(spec, evaluation.exact_match, projects_dir).items():
         entry = spec.datasets[dataset_id]
-        if file.format != "prompt_completion":
+        if file.format == "text":
             raise DatasetError(
-                f"evaluation.exact_match names dataset {dataset_id} ({entry.source}), which holds {file.format}.",
-                hint="Only rows with prompt and completion can be right to the letter.",
+                f"evaluation.exact_match names dataset {dataset_id} ({entry.source}), which holds plain text.",
+                hint="Only a completion, or the last answer of a conversation, can be right to the letter.",
             )
-        completions = [row["completion"] for row in file.rows]
+        questions, completions = encode_answered(tokenizer, file.format, file.rows)
         longest = max(len(ids) for ids in tokenizer(completions, add_special_tokens=False)["input_ids"])
-        questions = encode_texts(tokenizer, [row["prompt"] for row in file.rows])
-        tables.append(Table(dataset_id, entry.name, questions, completions, longest + 1))
+        as_turns = file.format == "messages"
+        tables.append(Table(dataset_id, entry.name, questions, completions, longest + 1, stripped=as_turns))
     return Questions(
         prompts=evaluation.prompts,
         encoded=[encode_question(tokenizer, prompt, as_chat=as_chat) for prompt in evaluation.prompts],
@@ -126,7 +128,7 @@ def evaluate(
         for table in questions.tables:
             given = _answer(model, tokenizer, table.questions, table.max_new_tokens, stop)
             correct = sum(
-                answer.ended and answer.text == completion
+                answer.ended and (answer.text.strip() if table.stripped else answer.text) == completion
                 for answer, completion in zip(given, table.completions, strict=True)
             )
             matches.append(

@@ -360,13 +360,14 @@ def test_a_table_of_the_wrong_kind_is_a_problem_and_not_a_crash(folder: Path, na
 # --- overrides -------------------------------------------------------------------------------------------------------
 
 
-def test_a_typed_value_is_blamed_on_the_override_and_not_on_a_line(problems: Problems) -> None:
+def test_a_typed_value_is_blamed_on_the_override_and_not_on_a_line(problems: Problems, folder: Path) -> None:
+    (folder / "data" / "chats.jsonl").write_text('{"text": "hi"}\n')
     overrides = {"max_steps": "many", "ladder": "[4bit, 16bit]", "exact_match": "[2, 7]", "pool": "big"}
     assert problems(overrides=overrides) == [
         "override: pool: cannot be changed for one job; edit it in good.toml",
         "override: quantization.ladder[1]: must be '4bit', '8bit' or 'none', found \"16bit\"",
         'override: training.max_steps: must be a whole number, found "many"',
-        "override: evaluation.exact_match[0]: dataset 2 has no prompt and completion to compare with",
+        "override: evaluation.exact_match[0]: dataset 2 holds plain text, which has no answers to compare with",
         "override: evaluation.exact_match[1]: dataset 7 is not in datasets.toml (there: 1, 2)",
     ]
 
@@ -505,9 +506,11 @@ def test_links_inside_the_projects_folder_and_to_it_are_fine(folder: Path, tmp_p
     load_project(tmp_path / "current", "good")
 
 
-def test_exact_match_needs_prompts_and_completions(problems: Problems) -> None:
+def test_exact_match_needs_answers(problems: Problems, folder: Path) -> None:
+    load_project(folder, "good", {"exact_match": "[1, 2]"})
+    (folder / "data" / "chats.jsonl").write_text('{"text": "hi"}\n')
     assert problems(("[training]", "[evaluation]\nexact_match = [1, 2]\n\n[training]")) == [
-        "good.toml:12: evaluation.exact_match[1]: dataset 2 has no prompt and completion to compare with"
+        "good.toml:12: evaluation.exact_match[1]: dataset 2 holds plain text, which has no answers to compare with"
     ]
 
 

@@ -6,7 +6,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from runner.errors import DatasetError, TokenizerError
-from runner.training.encoding import PLAIN_CHAT_TEMPLATE, EncodedRow, encode_question, encode_rows
+from runner.training.encoding import (
+    PLAIN_CHAT_TEMPLATE,
+    EncodedRow,
+    encode_answered,
+    encode_question,
+    encode_rows,
+)
 
 MARKED_TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] }}"
@@ -133,3 +139,16 @@ def test_a_tokenizer_without_an_end_token_is_refused(tokenizer: Any) -> None:
 
     with pytest.raises(TokenizerError, match="no end token"):
         encode_rows(tokenizer, "text", [{"text": "Thank you"}])
+
+
+@pytest.mark.parametrize("template", [None, MARKED_TEMPLATE])
+def test_the_last_answer_of_a_conversation_is_asked_for_as_it_is_trained(tokenizer: Any, template: str | None) -> None:
+    tokenizer.chat_template = template
+
+    [question], [answer] = encode_answered(tokenizer, "messages", [{"messages": TALK}])
+    [trained] = encode_rows(tokenizer, "messages", [{"messages": TALK}])
+
+    assert answer == "A model"
+    assert trained.input_ids[: len(question)] == question
+    assert tokenizer.decode(trained.input_ids[len(question) :]).rstrip() == "A model<|end|>"
+    assert all(trained.trained[len(question) :])

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from runner.errors import DatasetError
 from runner.spec import Lora
-from runner.training.evaluation import Questions, Table, _shown, evaluate
+from runner.training.evaluation import Questions, Table, _shown, evaluate, prepare_questions
 from runner.training.lora import add_lora
 from runner.training.stopping import StopRequestedError, StopSwitch
 
@@ -81,6 +82,33 @@ def test_an_answer_that_does_not_end_after_the_right_text_does_not_count(model: 
     [match] = ask(model, tokenizer, tables=(table,)).exact_match
 
     assert (match.correct, match.total) == (0, 1)
+
+
+@pytest.mark.parametrize(("stripped", "correct"), [(True, 1), (False, 0)])
+def test_white_space_around_an_answer_counts_unless_a_chat_template_put_it_there(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, *, stripped: bool, correct: int
+) -> None:
+    written = [*tokenizer("\n7 ", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    monkeypatch.setattr(model, "generate", lambda input_ids, **_: torch.cat([input_ids, torch.tensor([written])], 1))
+    table = Table(1, "table", [tokenizer(PROMPTS[0])["input_ids"]], ["7"], 12, stripped=stripped)
+
+    [match] = ask(model, tokenizer, prompts=(), tables=(table,)).exact_match
+
+    assert match.correct == correct
+
+
+def test_alpaca_rows_are_asked_as_a_users_turn_and_plain_text_is_refused(
+    tokenizer: Any, make_spec: Any, tmp_path: Path
+) -> None:
+    spec = make_spec(tmp_path, [{"instruction": "3 + 4?", "output": "7 "}], evaluation={"exact_match": [1]})
+
+    [table] = prepare_questions(spec, tokenizer, tmp_path, as_chat=True).tables
+
+    assert (table.completions, table.stripped) == (["7"], True)
+    assert tokenizer.decode(table.questions[0]).endswith("User:\n3 + 4?\n\nAssistant:\n")
+    spec = make_spec(tmp_path, [{"text": "7"}], evaluation={"exact_match": [1]})
+    with pytest.raises(DatasetError, match=r"exact_match names dataset 1 \(rows-1\.jsonl\), which holds plain text"):
+        prepare_questions(spec, tokenizer, tmp_path, as_chat=False)
 
 
 def test_a_set_switch_ends_the_asking(model: Any, tokenizer: Any) -> None:
