@@ -20,6 +20,7 @@ VERBS = {
     "plan": "say what a run would take on this host, and whether it fits",
     "train": "run a project here and now, without Redis and Slack",
     "replay": "start the run again that an adapter came from",
+    "merge": "merge an adapter into its base model's 16-bit weights",
     "worker": "take jobs from the queue and run them on this host",
     "versions": "compare the installed libraries with the tested ones",
     "schema": "print the JSON schema of a project file",

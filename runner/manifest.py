@@ -146,7 +146,7 @@ def read_manifest(adapter: Path) -> Manifest:
 
 def find_differences(manifest: Manifest, settings: RunnerSettings) -> list[Difference]:
     """Compare what the adapter was made from with what this host has; the grave ones first."""
-    found = [*_data_differences(manifest, settings), *_base_differences(manifest, settings)]
+    found = [*_data_differences(manifest, settings), *base_differences(manifest, settings.models_root)]
     installed = report_versions(describe_device())
     here = {package.name: package.installed for package in installed.packages} | {"python": installed.python}
     found += [
@@ -176,9 +176,14 @@ def _data_differences(manifest: Manifest, settings: RunnerSettings) -> Iterator[
             yield Difference(what, then[:_SHOWN], now[:_SHOWN], grave=True)
 
 
-def _base_differences(manifest: Manifest, settings: RunnerSettings) -> Iterator[Difference]:
+def base_differences(manifest: Manifest, models_root: Path) -> list[Difference]:
+    """Compare the base model that the adapter was trained on with the one that is here."""
+    return list(_base_differences(manifest, models_root))
+
+
+def _base_differences(manifest: Manifest, models_root: Path) -> Iterator[Difference]:
     project = manifest.spec.project
-    folder = settings.models_root / project.base_model
+    folder = models_root / project.base_model
     what, then = f"base model {project.base_model}", manifest.base_fingerprint
     if then is None:
         if project.revision is None:
@@ -187,7 +192,7 @@ def _base_differences(manifest: Manifest, settings: RunnerSettings) -> Iterator[
             commit = f"commit {project.revision[:_SHOWN]} of the hub"
             yield Difference(what, commit, f"the folder {folder}", grave=True)
     elif not folder.is_dir():
-        yield Difference(what, then[:_SHOWN], f"not in {settings.models_root}", grave=True, missing=True)
+        yield Difference(what, then[:_SHOWN], f"not in {models_root}", grave=True, missing=True)
     elif (now := fingerprint_base_model(folder)) != then:
         yield Difference(what, then[:_SHOWN], now[:_SHOWN], grave=True)
 

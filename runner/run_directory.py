@@ -85,7 +85,7 @@ class RunDirectory:
             )
         former = self.job_dir / ".former-adapter"
         try:
-            _flush_to_disk(self.adapter_path)
+            flush_to_disk(self.adapter_path)
             # Left over when another attempt was cut off between its two renames; what it holds is superseded.
             shutil.rmtree(former, ignore_errors=True)
             replaces = self.published_path.exists()
@@ -211,7 +211,7 @@ def _unusable(path: Path, error: OSError) -> UnavailableError:
     )
 
 
-def _flush_to_disk(folder: Path) -> None:
+def flush_to_disk(folder: Path) -> None:
     """A power cut after the job has been reported as succeeded must not leave empty files behind."""
     for current, _, files in os.walk(folder):
         for name in files:

@@ -43,7 +43,9 @@ def settings(tmp_path: Path) -> RunnerSettings:
     base.mkdir(parents=True)
     (base / "config.json").write_text('{"model_type": "llama"}')
     (base / "model.safetensors").write_bytes(bytes(range(256)) * 400)
-    return replace(load_settings({}), projects_dir=projects_dir, models_root=models_root)
+    return replace(
+        load_settings({}), projects_dir=projects_dir, models_root=models_root, output_root=tmp_path / "outputs"
+    )
 
 
 @pytest.fixture
