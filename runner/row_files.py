@@ -42,6 +42,8 @@ class RowProblem:
     """Continues the sentence `row 3 …` or `the data file …`."""
     line: int | None = None
     """1-based line of the file, where it has lines."""
+    of_columns: bool = False
+    """Whether the row lacks a column, which many a row will do that is like it."""
 
 
 def raw_rows(

@@ -54,6 +54,10 @@ _LISTED = 100
 Row = dict[str, Any]
 
 
+class MissingColumnError(ValueError):
+    """A row does not have the columns that it should; the message continues the sentence `row 3: …`."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Format:
     needed: tuple[str, ...]
@@ -112,7 +116,7 @@ class RowReader:
         for name, column in self._columns.items():
             if column not in value:
                 near = did_you_mean(column, map(str, value))
-                raise ValueError(f"has no column {column!r} for {name}{near}; found {_listed(value)}")
+                raise MissingColumnError(f"has no column {column!r} for {name}; found {_listed(value)}{near}")
         return value | {name: value[column] for name, column in self._columns.items()}
 
     def _recognised(self, fields: Row, value: Row) -> WrittenFormat:
@@ -121,13 +125,13 @@ class RowReader:
             if all(name in fields for name in _FORMATS[written].needed):
                 return written
         choices = " or ".join(" + ".join(_FORMATS[written].needed) for written in possible)
-        raise ValueError(f"must have {choices}; found {_listed(value)}")
+        raise MissingColumnError(f"must have {choices}; found {_listed(value)}")
 
     def _refuse_as(self, written: WrittenFormat, name: str, value: Row) -> None:
         column = self._columns.get(name, name)
         near = did_you_mean(column, map(str, value))
-        start = f"has no {column!r}, which {written} needs{near}; found {_listed(value)}"
-        raise ValueError(start + (f" (as row {self._first_row} is {written})" if self._first_row else ""))
+        why = f", as row {self._first_row} is {written}" if self._first_row else f", which {written} needs"
+        raise MissingColumnError(f"has no {column!r}{why}; found {_listed(value)}{near}")
 
 
 _SPOKEN: dict[RowFormat, str] = {

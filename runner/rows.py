@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.errors import DatasetError
 from runner.layout import Layout
 from runner.provenance import fingerprint_data
 from runner.row_files import RawRow, RowProblem, raw_rows
-from runner.row_formats import Row, RowFormat, RowReader
+from runner.row_formats import MissingColumnError, Row, RowFormat, RowReader
 
 ROW_PROBLEMS_KEPT = 5
 """Malformed rows told of one dataset; one of the wrong kind would flood memory and answer."""
@@ -60,9 +60,24 @@ def _read(rows: Iterable[RawRow | RowProblem], reader: RowReader) -> Iterator[Re
         try:
             yield reader.read(raw.row, raw.value)
         except ValueError as error:
-            yield RowProblem(raw.row, str(error), raw.line)
+            yield RowProblem(raw.row, str(error), raw.line, of_columns=isinstance(error, MissingColumnError))
     if empty:
         yield RowProblem(None, "holds no rows")
+
+
+@dataclass(slots=True)
+class _Findings:
+    """The first few problems, and how many more there are."""
+
+    told: list[RowProblem] = field(default_factory=list)
+    further: int = 0
+
+    def add(self, problem: RowProblem) -> None:
+        known = problem.of_columns and any(problem.message == one.message for one in self.told)
+        if known or len(self.told) == ROW_PROBLEMS_KEPT:
+            self.further += 1
+        else:
+            self.told.append(problem)
 
 
 def check_rows(path: Path, layout: Layout = Layout()) -> RowCheck:  # noqa: B008 - immutable
@@ -85,16 +100,14 @@ def _check_known(path: Path, layout: Layout, _size: int, _mtime_ns: int, _inode:
 def _check(path: Path, layout: Layout) -> RowCheck:
     reader = RowReader(layout)
     row_format: RowFormat | None = None
-    rows = further = 0
-    problems: list[RowProblem] = []
+    rows = 0
+    findings = _Findings()
     for item in _read(raw_rows(path, file_type=layout.file_type, columns=reader.columns), reader):
-        if not isinstance(item, RowProblem):
-            row_format, rows = item[0], rows + 1
-        elif len(problems) < ROW_PROBLEMS_KEPT:
-            problems.append(item)
+        if isinstance(item, RowProblem):
+            findings.add(item)
         else:
-            further += 1
-    return RowCheck(row_format, rows, tuple(problems), further)
+            row_format, rows = item[0], rows + 1
+    return RowCheck(row_format, rows, tuple(findings.told), findings.further)
 
 
 def read_rows(path: Path, layout: Layout = Layout()) -> DatasetRows:  # noqa: B008 - immutable
@@ -121,20 +134,17 @@ def collect_rows(raw: Iterable[RawRow | RowProblem], reader: RowReader, source: 
         DatasetError: There are none, or some are malformed; names the first few.
     """
     rows: list[Row] = []
-    problems: list[RowProblem] = []
-    further = 0
+    findings = _Findings()
     row_format: RowFormat = "text"
     for item in _read(raw, reader):
-        if not isinstance(item, RowProblem):
+        if isinstance(item, RowProblem):
+            findings.add(item)
+        else:
             row_format, row = item
             rows.append(row)
-        elif len(problems) < ROW_PROBLEMS_KEPT:
-            problems.append(item)
-        else:
-            further += 1
-    if problems:
-        told = [*map(_told, problems), *([f"and {further} more"] if further else [])]
-        start = f"{source}:" if problems[0].row else source
+    if findings.told:
+        told = [*map(_told, findings.told), *([f"and {findings.further} more"] if findings.further else [])]
+        start = f"{source}:" if findings.told[0].row else source
         raise DatasetError(f"{start} {'; '.join(told)}.", hint="Mend it, or start with another dataset_id.")
     return row_format, rows
 

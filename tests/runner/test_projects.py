@@ -464,7 +464,7 @@ def test_a_mapped_column_that_is_not_there_is_shown_with_those_that_are(problems
     (folder / "data" / "sums.csv").write_text(rows)
     (folder / "datasets.toml").write_text(CATALOG.replace('sums.jsonl"', 'sums.csv"\ncolumns.prompt = "questoin"'))
     row, near = "data/sums.csv:2: row 1", "did you mean 'question'?"
-    assert problems() == [f"{row}: has no column 'questoin' for prompt; {near}; found 'question', 'answer'"]
+    assert problems() == [f"{row}: has no column 'questoin' for prompt; found 'question', 'answer'; {near}"]
 
 
 def test_an_entry_that_nobody_names_troubles_nobody(folder: Path) -> None:

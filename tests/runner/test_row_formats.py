@@ -132,7 +132,7 @@ def test_a_bad_row_is_refused_with_what_was_found(row: object, message: str) -> 
 
 def test_a_mapped_column_that_is_not_there_is_named_with_those_that_are() -> None:
     assert refusal({"questoin": "a", "answer": "b"}, prompt="question", completion="answer") == (
-        "has no column 'question' for prompt; did you mean 'questoin'?; found 'questoin', 'answer'"
+        "has no column 'question' for prompt; found 'questoin', 'answer'; did you mean 'questoin'?"
     )
 
 
@@ -147,7 +147,7 @@ def test_the_first_good_row_decides_for_all() -> None:
     with pytest.raises(ValueError, match="'text' is empty"):
         reader.read(1, {"text": ""})
     reader.read(2, {"prompt": "a", "completion": "b"})
-    with pytest.raises(ValueError, match=r"has no 'prompt', which prompt_completion needs; found 'text' \(as row 2"):
+    with pytest.raises(ValueError, match=r"has no 'prompt', as row 2 is prompt_completion; found 'text'"):
         reader.read(3, {"text": "c"})
     with pytest.raises(ValueError, match="is a conversation, but row 2 is prompt and completion as text"):
         reader.read(4, {"prompt": [ASKED], "completion": [ANSWERED]})

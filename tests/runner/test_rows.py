@@ -92,7 +92,7 @@ def test_a_layout_names_what_the_file_does_not_show(tmp_path: Path, file_type: F
         ('{"prompt": "a", "completion": "\\ud83d"}', "'completion' holds half of a surrogate pair"),
         (b'{"prompt": "\xe4", "completion": "b"}', "is not UTF-8 text (byte 13)"),
         ("[" * 100_000, "is nested too deeply"),
-        ('{"text": "b"}', "has no 'prompt', which prompt_completion needs; found 'text' (as row 1 is"),
+        ('{"text": "b"}', "has no 'prompt', as row 1 is prompt_completion; found 'text'"),
     ],
 )
 def test_a_bad_row_is_named_with_what_is_wrong(write: Write, row: str | bytes, message: str) -> None:
@@ -157,6 +157,14 @@ def test_of_many_bad_rows_the_first_few_are_told_and_the_rest_counted(write: Wri
     assert [problem.row for problem in check.problems] == list(range(2, 2 + ROW_PROBLEMS_KEPT))
     assert check.further == 100 - ROW_PROBLEMS_KEPT
     assert (check.format, check.rows) == ("prompt_completion", 1)
+
+
+def test_a_column_that_no_row_has_is_told_once(tmp_path: Path) -> None:
+    path = _file(tmp_path, "csv", [{"question": "2 + 2?", "answer": "4"}] * 10)
+    layout = Layout(columns=(("prompt", "questoin"), ("completion", "answer")))
+    check = check_rows(path, layout)
+    assert [(problem.row, problem.line) for problem in check.problems] == [(1, 2)]
+    assert check.further == 9
 
 
 def test_an_error_that_a_host_raises_names_the_first_few_bad_rows(write: Write) -> None:
