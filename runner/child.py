@@ -182,7 +182,7 @@ class Child:
         if self._asked_to_stop or status == -signal.SIGTERM:
             # It had not yet installed its handler, or was killed when its grace was over: stopped all the same.
             return RunInterrupted(step=0, checkpoint=None)
-        return self._obituary(status)
+        return describe_silent_death("training process", status, self.log_path, self._log_tail())
 
     def close(self) -> None:
         """End the group, wherever it stands, and free what belongs to it."""
@@ -224,25 +224,33 @@ class Child:
         text = redact(line[:_REFUSED_BYTES].decode("utf-8", "replace"))
         logger.warning("Child %d wrote something that is no event: %s", self.pid, text)
 
-    def _obituary(self, status: int) -> RunFailed:
-        advice = f"Its whole log is {self.log_path}."
-        if status == -signal.SIGKILL:
-            advice = (
-                "Most often this is the kernel's out-of-memory killer: give the host more memory, or lower "
-                f"per_device_train_batch_size or max_length. {advice}"
-            )
-        tail = self._log_tail()
-        return RunFailed(
-            code="child-died",
-            message=f"The training process ended with {_death(status)} before it could say why.",
-            hint=f"{advice} Its last lines:\n{tail}" if tail else advice,
-        )
-
     def _log_tail(self) -> str:
         with self.log_path.open("rb") as log:
             log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 4096))
             lines = log.read().decode("utf-8", "replace").splitlines()
         return redact("\n".join(line for line in lines if line.strip()).strip()[-_LOG_TAIL_CHARACTERS:])
+
+
+def describe_silent_death(process: str, status: int, log_path: Path, tail: str) -> RunFailed:
+    """Say how a process ended that could no longer say so itself. Pure.
+
+    Args:
+        process: What to call it.
+        status: Its exit status, negative for a signal.
+        log_path: Where its whole output is.
+        tail: The last of it, tokens redacted.
+    """
+    advice = f"Its whole log is {log_path}."
+    if status == -signal.SIGKILL:
+        advice = (
+            "Most often this is the kernel's out-of-memory killer: give the host more memory, or lower "
+            f"per_device_train_batch_size or max_length. {advice}"
+        )
+    return RunFailed(
+        code="child-died",
+        message=f"The {process} ended with {_death(status)} before it could say why.",
+        hint=f"{advice} Its last lines:\n{tail}" if tail else advice,
+    )
 
 
 def _death(status: int) -> str:

@@ -155,7 +155,8 @@ class TerminalStory:
 def _receipt(event: ModelLoaded) -> list[str]:
     receipt = event.receipt
     held = f"{receipt.model_bytes / _MB:.1f} MB, {receipt.compute_dtype} on {receipt.device}, {receipt.load_s:.1f} s"
-    return [f"  {receipt.quantized_modules} of {receipt.linear_modules} linear modules quantized, {held}"]
+    each = f", in each of {receipt.processes} processes" if receipt.processes > 1 else ""
+    return [f"  {receipt.quantized_modules} of {receipt.linear_modules} linear modules quantized, {held}{each}"]
 
 
 def _mix(event: DataMixed) -> list[str]:

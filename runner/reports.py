@@ -94,6 +94,8 @@ class LoadReceipt(Record):
     config_class: str
     guard_interceptions: int = 0
     """How often something assigned a dict over a Config object and was turned away, so far."""
+    processes: int = 1
+    """Ranks that train together, each holding the whole model; every other figure is of one of them."""
 
 
 class ShareReport(Record):

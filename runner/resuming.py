@@ -18,8 +18,8 @@ Facts = dict[str, Fact]
 
 WITHOUT_EFFECT = frozenset({"training.logging_steps", "training.save_steps", "training.save_total_limit"})
 """Settings that a resumed run may change, because what is learned does not depend on them."""
-ROWS_A_STEP = "training.per_device_train_batch_size * gradient_accumulation_steps"
-"""Only the product counts: a batch that was halved for want of memory is the same job."""
+ROWS_A_STEP = "training.per_device_train_batch_size * gradient_accumulation_steps * compute.gpus"
+"""Only the product counts: a batch that was halved for want of memory, or dealt out to other ranks, is the same job."""
 DIFFERENCES_SHOWN = 8
 
 
@@ -46,7 +46,8 @@ def spec_facts(spec: RunSpec) -> Facts:
     """The facts that a specification alone decides."""
     project = spec.project
     training = project.training.model_dump(mode="json")
-    rows = training.pop("per_device_train_batch_size") * training.pop("gradient_accumulation_steps")
+    gpus = project.compute.gpus
+    rows = training.pop("per_device_train_batch_size") * training.pop("gradient_accumulation_steps") * gpus
     facts = _flatten(
         {
             "base_model": project.base_model,
@@ -56,6 +57,9 @@ def spec_facts(spec: RunSpec) -> Facts:
             "evaluation": {"held_out_percentage": project.evaluation.held_out_percentage},
         }
     )
+    # Every rank draws its own random numbers. Where none are drawn in a step, one rank does what any number does.
+    draws = project.lora.lora_dropout > 0 or project.training.neftune_noise_alpha is not None
+    facts["compute.gpus"] = gpus if draws else 1
     for dataset_id, entry in sorted(spec.datasets.items()):
         # Where a file lies and what it is called says nothing about its rows, nor does a branch; their digest does.
         how = entry.model_dump(mode="json", exclude={"name", "description", "path", "revision"})

@@ -207,6 +207,9 @@ class Compute(Spec):
 
     pool: Annotated[str, AfterValidator(_is_a_name)] = "gpu"
     """Workers of this pool take the job (`python -m runner worker --pool gpu`)."""
+    gpus: Annotated[int, Field(ge=1, le=16)] = 1
+    """Processes that train together on one host, each with the whole model on a GPU of its own; the batch grows by as
+    much. On a host without GPUs they share its cores: for tests and tiny models."""
 
 
 class ProjectSpec(Spec):

@@ -201,6 +201,8 @@ def _model(event: ModelLoaded) -> Message:
     if receipt.guard_interceptions:
         guard = f"The config guard turned away {count(receipt.guard_interceptions, 'dict assignment')}"
     held = f"{megabytes(receipt.model_bytes)} · {escape(receipt.compute_dtype)} on {escape(receipt.device)}"
+    if receipt.processes > 1:
+        held += f" · in each of {receipt.processes} processes"
     probe = f"Probe: loss {figure(receipt.probe_loss)}, gradient norm {figure(receipt.probe_grad_norm)}"
     lines = [
         escape(event.announcement),

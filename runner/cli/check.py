@@ -53,7 +53,8 @@ def _summary(spec: RunSpec) -> str:
         f"  quantization {' → '.join(project.quantization.ladder)}",
         f"  adapter      r={project.lora.r}, lora_alpha={project.lora.lora_alpha}",
         f"  output       {project.output_directory}",
-        f"  pool         {project.compute.pool}",
+        f"  pool         {project.compute.pool}"
+        + (f", {project.compute.gpus} GPUs" if project.compute.gpus > 1 else ""),
     ]
     lines += [
         f"  data         {trait.trait_type}: {share.percentage:g} % of {_dataset(spec, share.dataset_id)}"

@@ -2,6 +2,7 @@
 
 `python -m runner.training RUN_DIR [--events-fd N]` reads RUN_DIR/spec.json and ends with exit status 0 after
 `run_succeeded`, 1 after `run_failed`, 3 after `run_interrupted`. SIGTERM asks for a checkpoint at the next step.
+Where the project asks for several GPUs this process launches one rank for each, the same program with `--rank`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
+from runner.child import RunEnd
 from runner.errors import QLoRAError
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.redaction import redact
 from runner.settings import load_settings
 from runner.spec import RunSpec
+from runner.training.launcher import obey_launcher, rank_command, run_ranks
 from runner.training.stopping import StopSwitch
 
 EXIT_STATUS: dict[type[ChildEvent], int] = {RunSucceeded: 0, RunFailed: 1, RunInterrupted: 3}
@@ -29,12 +32,12 @@ class EventWriter:
     """Writes every event into the run directory and to whoever started us.
 
     Args:
-        log: `events.jsonl`, open for appending.
+        log: `events.jsonl`, open for appending; None for a rank, whose launcher keeps that file.
         reader: The pipe to the parent.
         stop: Set when the parent no longer reads: without it nobody would ever publish the adapter.
     """
 
-    def __init__(self, log: TextIO, reader: TextIO, stop: StopSwitch) -> None:
+    def __init__(self, log: TextIO | None, reader: TextIO, stop: StopSwitch) -> None:
         self._log = log
         self._reader: TextIO | None = reader
         self._stop = stop
@@ -42,8 +45,9 @@ class EventWriter:
     def emit(self, event: ChildEvent) -> None:
         """Write one line to both, at once."""
         line = event.model_dump_json() + "\n"
-        self._log.write(line)
-        self._log.flush()
+        if self._log is not None:
+            self._log.write(line)
+            self._log.flush()
         if self._reader is None:
             return
         try:
@@ -55,26 +59,70 @@ class EventWriter:
 
 
 def run(run_dir: Path, writer: EventWriter, stop: StopSwitch) -> int:
-    """Run the attempt and write its last event.
+    """Run the attempt, as ranks where the project asks for several GPUs, and write its last event.
 
     Returns:
         The exit status.
     """
-    end: RunSucceeded | RunFailed | RunInterrupted
+    end: RunEnd
     try:
-        settings = load_settings()
-        spec = RunSpec.model_validate_json((run_dir / "spec.json").read_bytes())
-        # Imported here: loading the training stack takes seconds, and its failure is an event like any other.
-        from runner.training.pipeline import train  # noqa: PLC0415
+        spec = _read_spec(run_dir)
+        count = spec.project.compute.gpus
+        if count > 1:
+            log_path = run_dir / "train.log"
+            end = run_ranks(rank_command(run_dir), count, emit=writer.emit, stop=stop, log_path=log_path)
+        else:
+            settings = load_settings()
+            # Imported here: loading the training stack takes seconds, and its failure is an event like any other.
+            from runner.training.pipeline import train  # noqa: PLC0415
 
-        end = train(
-            spec, run_dir, writer.emit, models_root=settings.models_root, projects_dir=settings.projects_dir, stop=stop
-        )
+            end = train(
+                spec,
+                run_dir,
+                writer.emit,
+                models_root=settings.models_root,
+                projects_dir=settings.projects_dir,
+                stop=stop,
+            )
     except Exception as error:  # noqa: BLE001  # the boundary of the process: whatever happens becomes its last event
-        sys.stderr.write(redact(traceback.format_exc()))
-        end = failure_of(error)
+        end = _failed(error)
     writer.emit(end)
     return EXIT_STATUS[type(end)]
+
+
+def run_rank(run_dir: Path, rank: int, rendezvous_fd: int, writer: EventWriter, stop: StopSwitch) -> int:
+    """Run one rank's part; rank 0 writes the attempt's events, the others their failure, if any.
+
+    Returns:
+        The exit status.
+    """
+    end: RunEnd | None = None
+    try:
+        spec, settings = _read_spec(run_dir), load_settings()
+        from runner.training import ranks  # noqa: PLC0415  # as in `run`
+        from runner.training.pipeline import assist, train  # noqa: PLC0415  # as in `run`
+
+        ranks.join(rendezvous_fd)
+        folders = {"models_root": settings.models_root, "projects_dir": settings.projects_dir}
+        if rank == 0:
+            end = train(spec, run_dir, writer.emit, stop=stop, **folders)
+        else:
+            assist(spec, run_dir, **folders)
+    except Exception as error:  # noqa: BLE001  # as in `run`
+        end = _failed(error)
+    if end is None:
+        return 0
+    writer.emit(end)
+    return EXIT_STATUS[type(end)]
+
+
+def _read_spec(run_dir: Path) -> RunSpec:
+    return RunSpec.model_validate_json((run_dir / "spec.json").read_bytes())
+
+
+def _failed(error: Exception) -> RunFailed:
+    sys.stderr.write(redact(traceback.format_exc()))
+    return failure_of(error)
 
 
 def failure_of(error: Exception) -> RunFailed:
@@ -95,7 +143,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m runner.training")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--events-fd", type=int, help="write events to this descriptor, default standard output")
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rendezvous-fd", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    rank: int | None = options.rank
     if not options.run_dir.is_dir():
         parser.error(f"{options.run_dir} is no folder")
     # Read when torch is loaded. Its threads wait for each other by spinning, and beside other work on a host with two
@@ -104,8 +155,9 @@ def main(arguments: list[str]) -> int:
     # Before the imports: a stop that comes while they run must not kill us.
     stop = StopSwitch()
     stop.listen(signal.SIGTERM, signal.SIGINT)
+    if rank is not None:
+        obey_launcher(rank)
     with ExitStack() as stack:
-        log = stack.enter_context((options.run_dir / "events.jsonl").open("a", encoding="utf-8"))
         events_fd = options.events_fd
         if events_fd is None:
             # Standard output is for events then; what libraries print goes the way of their errors.
@@ -114,6 +166,9 @@ def main(arguments: list[str]) -> int:
         # Nobody else may hold it: the parent reads until the last holder is gone.
         os.set_inheritable(events_fd, False)
         reader = stack.enter_context(open(events_fd, "w", encoding="utf-8"))  # noqa: PTH123  # a descriptor
+        if rank is not None:
+            return run_rank(options.run_dir, rank, options.rendezvous_fd, EventWriter(None, reader, stop), stop)
+        log = stack.enter_context((options.run_dir / "events.jsonl").open("a", encoding="utf-8"))
         return run(options.run_dir, EventWriter(log, reader, stop), stop)
 
 

@@ -8,7 +8,7 @@ import torch
 
 
 def choose_device() -> torch.device:
-    """The current CUDA device, else the CPU. With several GPUs the launcher sets the current one."""
+    """The current CUDA device, which `ranks.join` sets to one of each rank's own, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 

@@ -15,6 +15,7 @@ from runner.errors import TrainingError
 from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, TrainingStarted
 from runner.reports import Resolved
 from runner.resuming import RunFacts
+from runner.training import ranks
 from runner.training.accelerator import peak_bytes
 from runner.training.checkpoints import mark_complete, remove_old_checkpoints
 from runner.training.stopping import StopSwitch
@@ -145,6 +146,8 @@ class Checkpoints(TrainerCallback):
     @override
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Complete the checkpoint that was just written."""
+        # Every rank has a file of its own in it: the state of its random numbers.
+        ranks.wait_for_all()
         if not state.is_world_process_zero or args.output_dir is None:
             return
         folder = Path(args.output_dir)
@@ -155,7 +158,7 @@ class Checkpoints(TrainerCallback):
 
 
 class StopAtStep(TrainerCallback):
-    """Ends training at the next step boundary once the switch is set, with a checkpoint."""
+    """Ends training at the next step boundary once the switch is set, with a checkpoint; rank 0's counts for all."""
 
     def __init__(self, stop: StopSwitch) -> None:
         self._stop = stop
@@ -163,7 +166,7 @@ class StopAtStep(TrainerCallback):
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log, save and stop: what was not logged yet would be missing from a resumed run's first report."""
-        if self._stop.is_set:
+        if ranks.from_first(lambda: self._stop.is_set):
             control.should_log = True
             control.should_save = True
             control.should_training_stop = True

@@ -33,10 +33,11 @@ class Outcome:
 def render_card(outcome: Outcome) -> str:
     """Write the model card as Markdown with the front matter that model hubs read."""
     project, receipt, summary = outcome.spec.project, outcome.receipt, outcome.summary
+    by = f", by {receipt.processes} processes" if receipt.processes > 1 else ""
     made = (
         f"A LoRA adapter for `{project.base_model}`, trained with {RUNG_WORDS[receipt.rung]} "
         f"({receipt.quantized_modules} of {receipt.linear_modules} linear modules quantized, "
-        f"computing in {receipt.compute_dtype})."
+        f"computing in {receipt.compute_dtype}{by})."
     )
     parts = [
         _front_matter(project.base_model),

@@ -24,6 +24,7 @@ from runner.events import ChildEvent, ModelLoaded, PhaseStarted, RungFailed
 from runner.redaction import redact
 from runner.reports import RUNG_WORDS, FailedRung, LoadReceipt, Phase, Rung
 from runner.spec import RunSpec
+from runner.training import ranks
 from runner.training.accelerator import choose_compute_dtype, choose_device, fits_in_memory
 from runner.training.base_model import BaseModel, locate_base_model
 from runner.training.config_guard import ConfigGuard
@@ -76,14 +77,15 @@ def protected_load(spec: RunSpec, *, models_root: Path, emit: Emit) -> Iterator[
     """
     project = spec.project
     emit(PhaseStarted(phase=Phase.TOKENIZER))
-    source = locate_base_model(spec, models_root)
+    # One rank downloads, and all of them read the same commit.
+    source = ranks.from_first(lambda: locate_base_model(spec, models_root))
     tokenizer = load_tokenizer(source)
     emit(tokenizer.event)
     emit(PhaseStarted(phase=Phase.CONFIG))
     config = load_model_config(source, project.model_type)
     emit(config.event)
     emit(PhaseStarted(phase=Phase.MODEL))
-    source.fetch_weights()
+    ranks.from_first(source.fetch_weights)
     with ConfigGuard(choose_model_class(config.config, source)) as guard:
         loader = _loader(spec, source, config.config, guard)
         model, receipt = _climb_down(loader, emit)
@@ -159,6 +161,7 @@ def _climb_down(loader: RungLoader, emit: Emit) -> tuple[PreTrainedModel, LoadRe
                 probe_grad_norm=probed.grad_norm,
                 config_class=type(model.config).__name__,
                 guard_interceptions=loader.guard.interceptions,
+                processes=ranks.count(),
                 **_counts(model),
             )
         # Outside the handler, where the error is gone and with it the frames that hold the model.
@@ -186,8 +189,10 @@ def _climb_down(loader: RungLoader, emit: Emit) -> tuple[PreTrainedModel, LoadRe
 
 def _try_rung(loader: RungLoader, rung: Rung) -> tuple[PreTrainedModel, ProbeResult]:
     """Load and probe. A function of its own, so that a model whose probe failed is not kept by a variable."""
-    model = loader.load(rung)
-    return model, probe(model, loader.compute_dtype)
+    with ranks.together(classify):
+        model = loader.load(rung)
+        probed = probe(model, loader.compute_dtype)
+    return model, probed
 
 
 def _counts(model: PreTrainedModel) -> dict[str, int]:

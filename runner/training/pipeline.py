@@ -21,6 +21,7 @@ from runner.events import AdapterSaved, ChildEvent, Evaluated, PhaseStarted, Run
 from runner.provenance import fingerprint_base_model, git_revision
 from runner.reports import LoadReceipt, Phase, RunSummary
 from runner.spec import RunSpec
+from runner.training import ranks
 from runner.training.accelerator import choose_device, describe, peak_bytes
 from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
@@ -85,13 +86,17 @@ def train(
     try:
         with VerifyingProcess(run_dir, models_root) as verifying:
             emit(PhaseStarted(phase=Phase.VERSIONS))
-            versions = report_versions(describe(choose_device()))
+            times = f"{ranks.count()} x " if ranks.count() > 1 else ""
+            versions = report_versions(times + describe(choose_device()))
             emit(versions)
             trained = _train(
                 spec, run_dir, emit, models_root=models_root, projects_dir=projects_dir, stop=stop, verifying=verifying
             )
+            assert trained is not None  # noqa: S101  # only ranks other than the first come back without
             emit(PhaseStarted(phase=Phase.VERIFYING))
             _free_memory()
+            # On a CPU all ranks share the memory that the base model is loaded into once more.
+            ranks.wait_for_all()
             verifying.begin()
             plot_loss(trained.log_history, run_dir / LOSS_PLOT)
             revision = git_revision(projects_dir)
@@ -128,6 +133,23 @@ def train(
     return RunSucceeded(summary=summary, adapter_path=str(run_dir / ADAPTER))
 
 
+def assist(spec: RunSpec, run_dir: Path, *, models_root: Path, projects_dir: Path) -> None:
+    """Do the part of a rank other than the first: load and train beside it, and write nothing."""
+    stop = StopSwitch()
+    with VerifyingProcess(run_dir, models_root) as verifying:
+        _train(
+            spec,
+            run_dir,
+            lambda _: None,
+            models_root=models_root,
+            projects_dir=projects_dir,
+            stop=stop,
+            verifying=verifying,
+        )
+    _free_memory()
+    ranks.wait_for_all()
+
+
 def _train(
     spec: RunSpec,
     run_dir: Path,
@@ -137,8 +159,12 @@ def _train(
     projects_dir: Path,
     stop: StopSwitch,
     verifying: VerifyingProcess,
-) -> _Trained:
-    """Load, train, evaluate and save; the model is gone from memory when this returns."""
+) -> _Trained | None:
+    """Load, train, evaluate and save; the model is gone from memory when this returns.
+
+    Returns:
+        None for a rank other than the first, whose part ends with the training.
+    """
     with _explained_failures(), protected_load(spec, models_root=models_root, emit=emit) as loaded:
         tokenizer, revision = loaded.tokenizer, loaded.source.revision
         if revision is not None:
@@ -150,26 +176,31 @@ def _train(
         stop.raise_if_set()
 
         emit(PhaseStarted(phase=Phase.DATA))
-        spec = pin_datasets(spec)
+        unpinned = spec
+        spec = ranks.from_first(lambda: pin_datasets(unpinned))
         _write_spec(run_dir, spec)
         mix = mix_data(spec, tokenizer, projects_dir)
         questions = prepare_questions(spec, tokenizer, projects_dir, as_chat=mix.as_chat)
         emit(mix.event)
-        base_fingerprint = fingerprint_base_model(loaded.source.folder) if revision is None else None
+        folder = loaded.source.folder
+        base_fingerprint = ranks.from_first(lambda: fingerprint_base_model(folder)) if revision is None else None
         facts = describe_run(spec, mix, loaded.receipt.rung, base_fingerprint)
-        resume = newest_checkpoint(run_dir, facts)
+        ranks.require_same(facts.tokens, "rows")
+        resume = ranks.from_first(lambda: newest_checkpoint(run_dir, facts))
 
-        before = _earlier_baseline(run_dir) if resume else None
+        before = ranks.from_first(lambda: _earlier_baseline(run_dir) if resume else None)
         if before is None:
             emit(PhaseStarted(phase=Phase.BASELINE))
-            before = evaluate(
-                loaded.model,
-                tokenizer,
-                questions,
-                when="before",
-                stop=stop,
-                held_out=mix.held_out,
-                batch_size=training.per_device_train_batch_size,
+            before = ranks.from_first(
+                lambda: evaluate(
+                    loaded.model,
+                    tokenizer,
+                    questions,
+                    when="before",
+                    stop=stop,
+                    held_out=mix.held_out,
+                    batch_size=training.per_device_train_batch_size,
+                )
             )
             emit(before)
         stop.raise_if_set()
@@ -198,6 +229,8 @@ def _train(
         trainer.train_from(resume)
         train_s = time.monotonic() - training_started
         stop.raise_if_set()
+        if not ranks.is_first():
+            return None
 
         verifying.start()
         emit(PhaseStarted(phase=Phase.EVALUATION))
@@ -237,10 +270,14 @@ def _train(
 
 
 def _write_spec(run_dir: Path, spec: RunSpec) -> None:
+    if not ranks.is_first():
+        return
     (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _write_receipt(run_dir: Path, receipt: LoadReceipt) -> None:
+    if not ranks.is_first():
+        return
     (run_dir / "receipt.json").write_text(receipt.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 

@@ -68,7 +68,7 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
         fetch_bytes=_bytes_to_fetch(source),
         cache_dir=str(constants.HF_HUB_CACHE),
         data=mix.event,
-        total_steps=count_steps(mix, spec.project.training),
+        total_steps=count_steps(mix, spec.project.training, spec.project.compute.gpus),
         trainable_parameters=trainable,
         rungs=tuple(
             RungNeeds(
@@ -82,14 +82,14 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
     )
 
 
-def count_steps(mix: Mix, training: Training) -> int:
+def count_steps(mix: Mix, training: Training, gpus: int = 1) -> int:
     """Optimizer steps of the whole run, as transformers' trainer counts them."""
     if training.max_steps > 0:
         return training.max_steps
     rows = len(mix.input_ids)
     if training.packing:
         rows = len(pack_dataset(Dataset.from_dict({"input_ids": mix.input_ids}), training.max_length, "bfd"))
-    batches = math.ceil(rows / training.per_device_train_batch_size)
+    batches = math.ceil(rows / (training.per_device_train_batch_size * gpus))
     return math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))
 
 

@@ -12,16 +12,20 @@ import transformers
 from datasets import Dataset
 from packaging.version import Version
 from peft.utils import load_peft_weights, set_peft_model_state_dict
-from transformers import PrinterCallback, TrainerCallback, TrainerState
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
+from typing_extensions import override
 
 from runner.errors import TrainingError
 from runner.reports import Resolved
 from runner.spec import RunSpec, Training
+from runner.training import ranks
 from runner.training.checkpoints import Checkpoint
 from runner.training.data import Mix
+from runner.training.equal_shares import EqualShares, fill_up
 from runner.training.lora import keep_full_precision
 from runner.training.skipping import epoch_kept
 
@@ -36,8 +40,21 @@ BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"
 class AdapterTrainer(SFTTrainer):
     """TRL's trainer without its model card: `runner.training.card` writes the adapter's."""
 
+    rows_without_loss = 0
+    """Rows at the end of the data set that make the shares of several ranks equal."""
+
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write nothing; TRL would write a card at every checkpoint."""
+
+    @override
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        """Deal rows out to several ranks as `equal_shares` says."""
+        if ranks.count() == 1:
+            return super()._get_train_sampler(train_dataset)
+        filled: Any = self.train_dataset
+        seed: Any = self.args.data_seed
+        rows = len(filled) - self.rows_without_loss
+        return EqualShares(rows, self.rows_without_loss, seed=seed, epoch=lambda: int(self.state.epoch or 0))
 
     def train_from(self, checkpoint: Checkpoint | None) -> None:
         """Train to the end, from the start or from where a checkpoint stands.
@@ -86,17 +103,34 @@ def build_trainer(
     if training.packing:
         # Best fit keeps rows whole, and the collator starts positions anew at each, so rows do not see each other.
         rows = pack_dataset(rows, training.max_length, "bfd")
+    filled = fill_up(rows, training.per_device_train_batch_size * ranks.count()) if ranks.count() > 1 else rows
     trainer = AdapterTrainer(
         model=model,
         args=_arguments(training, output_dir, compute_dtype, on_cpu=on_cpu),
-        train_dataset=rows,
+        train_dataset=filled,
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
+    trainer.rows_without_loss = len(filled) - len(rows)
     trainer.remove_callback(PrinterCallback)
     # TRL casts the adapter of a quantized model to bfloat16; the optimizer is only built when training starts.
     keep_full_precision(model)
+    if ranks.count() > 1:
+        _share_the_adapter_alone(model)
+        # Dropout and noise of its own for each rank; until here all drew the same.
+        set_seed(training.seed + ranks.rank())
     return trainer
+
+
+def _share_the_adapter_alone(model: PeftModel) -> None:
+    """Keep DistributedDataParallel from sending around what every rank has loaded itself and what nobody trains.
+
+    Half of it are quantized weights, whose meaning lies in a state beside the tensor that would not travel along.
+    """
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    buffers = [name for name, _ in model.named_buffers()]
+    wrapped: Any = model
+    wrapped._ddp_params_and_buffers_to_ignore = [*frozen, *buffers]  # noqa: SLF001  # torch's name for it
 
 
 def _refuse_gpu_optimizer(training: Training) -> None:
@@ -169,6 +203,8 @@ def _arguments(training: Training, output_dir: Path, compute_dtype: str, *, on_c
         label_names=["labels"],
         report_to="none",
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        ddp_timeout=int(ranks.COLLECTIVE_TIMEOUT.total_seconds()),
         **_warmup(training.warmup_steps),
         **_checkpointing(training),
     )

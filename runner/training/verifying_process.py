@@ -11,6 +11,7 @@ from typing import Self
 
 from runner.errors import AdapterError, TrainingError
 from runner.events import AdapterVerified
+from runner.training.launcher import environment_of_one
 from runner.training.stopping import StopSwitch
 
 _TICK_S = 0.1
@@ -33,7 +34,12 @@ class VerifyingProcess:
     def start(self) -> None:
         """Let it import; it takes no device memory before `begin`."""
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=environment_of_one(),
         )
 
     def begin(self) -> None:

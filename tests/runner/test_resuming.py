@@ -43,7 +43,7 @@ def _changed(spec: RunSpec, section: str, **values: Any) -> RunSpec:
         (
             "training",
             {"gradient_accumulation_steps": 2},
-            ["training.per_device_train_batch_size * gradient_accumulation_steps: 8 → 16"],
+            ["training.per_device_train_batch_size * gradient_accumulation_steps * compute.gpus: 8 → 16"],
         ),
         ("lora", {"target_modules": ("q_proj", "v_proj")}, ["lora.target_modules: all-linear → q_proj, v_proj"]),
         ("training", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, []),
@@ -51,12 +51,27 @@ def _changed(spec: RunSpec, section: str, **values: Any) -> RunSpec:
         ("evaluation", {"prompts": ("Well?",)}, []),
         ("quantization", {"ladder": ("8bit",)}, []),
         ("compute", {"pool": "other"}, []),
+        (
+            "compute",
+            {"gpus": 2},
+            ["training.per_device_train_batch_size * gradient_accumulation_steps * compute.gpus: 8 → 16"],
+        ),
     ],
 )
 def test_a_changed_setting_is_told_where_it_changes_what_is_learned(
     run_spec: RunSpec, section: str, values: dict[str, Any], told: list[str]
 ) -> None:
     assert tell_changes(spec_facts(run_spec), spec_facts(_changed(run_spec, section, **values))) == told
+
+
+@pytest.mark.parametrize(("dropout", "told"), [(0.0, []), (0.1, ["compute.gpus: 1 → 2"])])
+def test_the_same_batch_on_other_gpus_is_the_same_job_unless_they_draw_random_numbers(
+    run_spec: RunSpec, dropout: float, told: list[str]
+) -> None:
+    alone = _changed(run_spec, "lora", lora_dropout=dropout)
+    pair = _changed(_changed(alone, "compute", gpus=2), "training", per_device_train_batch_size=4)
+
+    assert tell_changes(spec_facts(alone), spec_facts(pair)) == told
 
 
 def test_another_share_of_a_dataset_is_told(run_spec: RunSpec) -> None:

@@ -200,7 +200,7 @@ def test_a_job_does_not_go_on_with_other_settings(
     assert caught.value.code == "resume-mismatch"
     assert caught.value.message == (
         f"{complete_checkpoints(run_dir)[-1].path} was trained otherwise: training.learning_rate: 0.005 → 0.001; "
-        "training.per_device_train_batch_size * gradient_accumulation_steps: 6 → 12."
+        "training.per_device_train_batch_size * gradient_accumulation_steps * compute.gpus: 6 → 12."
     )
 
 
