@@ -24,6 +24,7 @@ from runner.events import (
     JobQueued,
     JobRequeued,
     JobSucceeded,
+    LossEvaluated,
     MetricsLogged,
     ModelLoaded,
     PhaseStarted,
@@ -65,6 +66,8 @@ class Story:
     baseline: Evaluated | None = None
     training: TrainingStarted | None = None
     metrics: MetricsLogged | None = None
+    held_out: LossEvaluated | None = None
+    """The last measurement on held-out rows while training."""
     checkpoint_step: int | None = None
     evaluation: Evaluated | None = None
     saved: AdapterSaved | None = None
@@ -123,9 +126,17 @@ def _tell(story: Story, event: AnyEvent) -> Story:  # noqa: C901, PLR0911, PLR09
         case Evaluated():
             return replace(story, evaluation=event)
         case TrainingStarted():
-            return replace(story, training=event, metrics=story.metrics if event.resumed_from_step else None)
+            resumed = bool(event.resumed_from_step)
+            return replace(
+                story,
+                training=event,
+                metrics=story.metrics if resumed else None,
+                held_out=story.held_out if resumed else None,
+            )
         case MetricsLogged():
             return replace(story, metrics=event)
+        case LossEvaluated():
+            return replace(story, held_out=event)
         case CheckpointSaved():
             return replace(story, checkpoint_step=event.step)
         case AdapterSaved():

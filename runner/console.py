@@ -16,6 +16,7 @@ from runner.events import (
     ConfigLoaded,
     DataMixed,
     Evaluated,
+    LossEvaluated,
     MetricsLogged,
     ModelLoaded,
     PhaseStarted,
@@ -57,6 +58,8 @@ def describe_event(event: ChildEvent) -> list[str]:  # noqa: C901, PLR0911, PLR0
             ]
         case MetricsLogged():
             return [f"  {progress_text(event)}"]
+        case LossEvaluated():
+            return [f"  {_held_out_so_far(event)}"]
         case CheckpointSaved():
             return [f"Checkpoint at step {event.step}"]
         case Evaluated():
@@ -68,13 +71,23 @@ def describe_event(event: ChildEvent) -> list[str]:  # noqa: C901, PLR0911, PLR0
         case RunSucceeded(summary=summary):
             loss = f"loss {summary.loss_first:.3g} → {summary.loss_last:.3g}"
             held = f", {summary.peak_bytes / _MB:,.0f} MB held at most" if summary.peak_bytes is not None else ""
-            return [f"✅ {summary.steps} steps in {duration_text(summary.duration_s)}, {loss}{held}"]
+            early = f" of {summary.stopped_early_of}, stopped early," if summary.stopped_early_of is not None else ""
+            taken = f", adapter of step {summary.adapter_step}" if summary.adapter_step is not None else ""
+            return [f"✅ {summary.steps} steps{early} in {duration_text(summary.duration_s)}, {loss}{taken}{held}"]
         case RunFailed():
             return [f"❌ {event.message}", *([event.hint] if event.hint else [])]
         case RunInterrupted():
             return [f"Stopped at step {event.step}" + ("" if event.checkpoint else ", without a checkpoint")]
         case PhaseStarted():
             return []
+
+
+def _held_out_so_far(event: LossEvaluated) -> str:
+    best = "the best so far"
+    if event.best_step != event.step:
+        best = f"best {event.best_loss:.3f} at step {event.best_step}" if event.best_step is not None else "no number"
+    stops = "; it has not become better for long enough, training stops" if event.stops else ""
+    return f"step {event.step}/{event.total_steps}  held-out loss {event.loss:.3f}, {best}{stops}"
 
 
 def progress_text(event: MetricsLogged) -> str:

@@ -201,6 +201,21 @@ class MetricsLogged(Event):
     """Most memory that the process has held so far: PyTorch's allocations on a GPU, its resident set on a CPU."""
 
 
+class LossEvaluated(Event):
+    """`loss_evaluated`: the loss on all held-out rows while training goes on."""
+
+    kind: Literal["loss_evaluated"] = "loss_evaluated"
+    step: int
+    total_steps: int
+    loss: float
+    """Mean over the batches of the evaluation, as the trainer takes it."""
+    best_step: int | None
+    """Step of the lowest loss so far, None while none was a number."""
+    best_loss: float
+    stops: bool = False
+    """Whether training ends here because the loss has not become better for long enough."""
+
+
 class CheckpointSaved(Event):
     """`checkpoint_saved`: a complete checkpoint that another attempt can resume from."""
 
@@ -338,7 +353,7 @@ class JobCancelled(Event):
 
 ChildEvent = (
     VersionsReported | PhaseStarted | TokenizerLoaded | ConfigLoaded | RungFailed | ModelLoaded | DataMixed
-    | TrainingStarted | MetricsLogged | CheckpointSaved | Evaluated | AdapterSaved | AdapterVerified
+    | TrainingStarted | MetricsLogged | LossEvaluated | CheckpointSaved | Evaluated | AdapterSaved | AdapterVerified
     | RunSucceeded | RunFailed | RunInterrupted
 )  # fmt: skip
 """What a training child may write."""

@@ -197,6 +197,10 @@ class RunSummary(Record):
     steps: int
     loss_first: float
     loss_last: float
+    adapter_step: int | None = None
+    """The step with the lowest held-out loss, whose adapter was taken; None where that of the last step was."""
+    stopped_early_of: int | None = None
+    """Steps that were planned, where training ended before because the held-out loss became no better."""
     train_s: float
     """Seconds in the training loop of this attempt."""
     duration_s: float

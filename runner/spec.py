@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from runner.layout import FileType, Layout, WrittenFormat
 from runner.reports import Record, Rung
@@ -183,9 +183,34 @@ class Training(Spec):
     """Optimizer steps between two checkpoints."""
     save_total_limit: Annotated[int, Field(ge=1)] = 2
     """Checkpoints kept."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    """When to measure the loss on all held-out rows while training goes on; the last step is measured too."""
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps between two such measurements; None for `logging_steps`."""
+    per_device_eval_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Held-out rows at once, no more than in training; None for as many."""
+    load_best_model_at_end: bool = False
+    """The adapter is that of the lowest held-out loss; its checkpoint is written and kept, whatever `save_steps` is."""
+    metric_for_best_model: Literal["eval_loss", "loss"] = "eval_loss"
+    """What is best; both names mean the held-out loss."""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """Measurements in a row without a better loss that end training."""
+    early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
+    """How much lower a loss must be to count as better."""
     neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Draws the rows, the adapter's start and the order."""
+
+    @model_validator(mode="after")
+    def _evaluation_is_possible(self) -> Self:
+        if self.eval_strategy == "no":
+            for name in ("load_best_model_at_end", "early_stopping_patience"):
+                if getattr(self, name):
+                    raise ValueError(f'{name} needs eval_strategy = "steps" or "epoch"')
+        most = self.per_device_train_batch_size
+        if self.per_device_eval_batch_size is not None and self.per_device_eval_batch_size > most:
+            raise ValueError(f"per_device_eval_batch_size must be at most per_device_train_batch_size ({most})")
+        return self
 
 
 class Evaluation(Spec):
@@ -234,6 +259,19 @@ class ProjectSpec(Spec):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _something_is_held_out(self) -> Self:
+        held_out = [
+            self.evaluation.held_out_percentage if share.held_out_percentage is None else share.held_out_percentage
+            for trait in self.traits
+            for share in trait.datasets
+        ]
+        if self.training.eval_strategy != "no" and not any(held_out):
+            raise ValueError(
+                "training.eval_strategy asks for the loss on held-out rows, but evaluation.held_out_percentage is 0"
+            )
+        return self
 
     @field_validator("base_model")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bot.render.message import Message, compose
 from bot.render.text import bar, duration, figure, number, percent
 from bot.story import Story
-from runner.events import MetricsLogged
+from runner.events import LossEvaluated, MetricsLogged
 
 
 def render_progress(story: Story) -> Message:
@@ -28,7 +28,18 @@ def render_progress(story: Story) -> Message:
         told = describe_metrics(story.metrics)
     else:
         told = f"{number(story.training.trainable_parameters)} trainable parameters"
-    return compose([head, f"`{bar(done, total)}` {percent(done / total if total else 0.0)}", told])
+    held_out = [describe_held_out(story.held_out)] if story.held_out is not None else []
+    return compose([head, f"`{bar(done, total)}` {percent(done / total if total else 0.0)}", told, *held_out])
+
+
+def describe_held_out(evaluated: LossEvaluated) -> str:
+    """The loss on held-out rows, the best so far, and whether it ends training."""
+    told = f"held-out loss {figure(evaluated.loss)} at step {number(evaluated.step)}"
+    if evaluated.best_step == evaluated.step:
+        told += ", the best so far"
+    elif evaluated.best_step is not None:
+        told += f" · best {figure(evaluated.best_loss)} at step {number(evaluated.best_step)}"
+    return f"{told} · no better for long enough, training stops early" if evaluated.stops else told
 
 
 def describe_metrics(metrics: MetricsLogged) -> str:

@@ -300,6 +300,10 @@ def _succeeded(event: JobSucceeded, story: Story) -> Message:
     attempts = f", attempt {story.claimed.attempt}" if story.claimed is not None and story.claimed.attempt > 1 else ""
     host = f" on host {code(story.claimed.host)}" if story.claimed is not None else ""
     learned = f"Loss {figure(summary.loss_first)} → {figure(summary.loss_last)} in {count(summary.steps, 'step')}"
+    if summary.stopped_early_of is not None:
+        learned += f" of {number(summary.stopped_early_of)}, stopped early"
+    if summary.adapter_step is not None:
+        learned += f" · the adapter is that of step {number(summary.adapter_step)}, with the lowest held-out loss"
     if summary.peak_bytes is not None:
         learned += f" · {megabytes(summary.peak_bytes)} held at most"
     if summary.guard_interceptions:

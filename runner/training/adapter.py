@@ -100,17 +100,24 @@ def plot_loss(log_history: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the loss over the optimizer steps of all attempts.
 
     Args:
-        log_history: The trainer's records; those without a loss are passed over.
+        log_history: The trainer's records; those without a loss are passed over. Held-out losses are a second curve.
         path: The PNG file to write.
     """
     # Imported here: matplotlib takes most of a second, and this runs beside the verifying process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    points = [(record["step"], record["loss"]) for record in log_history if "loss" in record]
+    curves = {
+        label: [(record["step"], record[key]) for record in log_history if key in record]
+        for label, key in (("training", "loss"), ("held-out rows", "eval_loss"))
+    }
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([step for step, _ in points], [loss for _, loss in points], marker=".")
-    axes.set(xlabel="optimizer step", ylabel="training loss", ylim=(0, None))
+    for label, points in curves.items():
+        if points:
+            axes.plot([step for step, _ in points], [loss for _, loss in points], marker=".", label=label)
+    axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
+    if curves["held-out rows"]:
+        axes.legend()
     axes.grid(visible=True, alpha=0.3)
     FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]  # matplotlib leaves it bare

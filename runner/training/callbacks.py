@@ -153,7 +153,7 @@ class Checkpoints(TrainerCallback):
         folder = Path(args.output_dir)
         path = folder / f"checkpoint-{state.global_step}"
         mark_complete(path, self._facts)
-        remove_old_checkpoints(folder, self._keep)
+        remove_old_checkpoints(folder, self._keep, Path(state.best_model_checkpoint or path))
         self._emit(CheckpointSaved(step=state.global_step, path=str(path)))
 
 

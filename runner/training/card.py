@@ -44,8 +44,8 @@ def render_card(outcome: Outcome) -> str:
         f"# {project.name}\n",
         f"{_cell(project.description)}\n" if project.description else "",
         f"{made}\n",
-        f"Loss {summary.loss_first:.4g} → {summary.loss_last:.4g} in {summary.steps} steps.\n",
-        "![Training loss by optimizer step](loss.png)\n",
+        f"{_training(summary)}\n",
+        "![Loss by optimizer step](loss.png)\n",
         _verified(outcome.verified),
         _data(outcome.mix.event),
         _held_out(outcome.after),
@@ -108,6 +108,15 @@ def _verified(verified: AdapterVerified) -> str:
         f"from the trained model's by {verified.max_difference:.3g} at most. The base model's alone differ by "
         f"{verified.base_difference:.3g}.\n"
     )
+
+
+def _training(summary: RunSummary) -> str:
+    told = f"Loss {summary.loss_first:.4g} → {summary.loss_last:.4g} in {summary.steps} steps."
+    if summary.stopped_early_of is not None:
+        told += f" {summary.stopped_early_of} were planned; the held-out loss had become no better."
+    if summary.adapter_step is not None:
+        told += f" The adapter is that of step {summary.adapter_step}, with the lowest held-out loss."
+    return told
 
 
 def _held_out(after: Evaluated) -> str:

@@ -13,6 +13,7 @@ import shutil
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from runner.reports import Rung
 from runner.resuming import RunFacts, read_facts, refuse_mismatch, spec_facts, tell_differences, write_facts
@@ -40,8 +41,16 @@ class Checkpoint:
     @property
     def is_last(self) -> bool:
         """Whether all steps of the run were done when it was written."""
-        state = json.loads((self.path / "trainer_state.json").read_text(encoding="utf-8"))
-        return bool(state["global_step"] >= state["max_steps"])
+        return bool(self._state["global_step"] >= self._state["max_steps"])
+
+    @property
+    def log_history(self) -> list[dict[str, Any]]:
+        """The trainer's records until then."""
+        return list(self._state["log_history"])
+
+    @property
+    def _state(self) -> dict[str, Any]:
+        return dict(json.loads((self.path / "trainer_state.json").read_text(encoding="utf-8")))
 
 
 def describe_run(spec: RunSpec, mix: Mix, rung: Rung, base_fingerprint: str | None) -> RunFacts:
@@ -102,11 +111,16 @@ def newest_checkpoint(run_dir: Path, facts: RunFacts) -> Checkpoint | None:
     return newest
 
 
-def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    """Keep the newest complete checkpoints of this attempt. The marker goes first: half a folder is never complete."""
+def remove_old_checkpoints(folder: Path, keep: int, best: Path | None = None) -> None:
+    """Keep the newest complete checkpoints of this attempt and the best one.
+
+    The marker goes first: half a folder is never complete.
+    """
     steps = sorted(int(path.parent.name.removeprefix("checkpoint-")) for path in folder.glob(f"checkpoint-*/{MARKER}"))
     for step in steps[:-keep]:
         path = folder / f"checkpoint-{step}"
+        if path == best:
+            continue
         (path / MARKER).unlink()
         shutil.rmtree(path)
 

@@ -24,6 +24,7 @@ from runner.spec import RunSpec
 from runner.training import ranks
 from runner.training.accelerator import choose_device, describe, peak_bytes
 from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
+from runner.training.best_checkpoint import Evaluations
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.card import Outcome
 from runner.training.checkpoints import CHECKPOINTS, complete_checkpoints, describe_run, newest_checkpoint
@@ -55,6 +56,9 @@ class _Trained:
     after: Evaluated
     log_history: list[dict[str, Any]]
     steps: int
+    planned_steps: int
+    adapter_step: int | None
+    """Whose adapter was taken, None for the last."""
     train_s: float
     peak_bytes: int
     base_fingerprint: str | None
@@ -111,6 +115,8 @@ def train(
         steps=trained.steps,
         loss_first=losses[0],
         loss_last=losses[-1],
+        adapter_step=trained.adapter_step,
+        stopped_early_of=trained.planned_steps if trained.steps < trained.planned_steps else None,
         train_s=trained.train_s,
         duration_s=time.monotonic() - started,
         guard_interceptions=trained.receipt.guard_interceptions,
@@ -223,6 +229,7 @@ def _train(
                 progress,
                 Checkpoints(emit, facts=facts, keep=training.save_total_limit),
                 StopAtStep(stop),
+                *([Evaluations(emit, training)] if training.eval_strategy != "no" else []),
             ],
         )
         training_started = time.monotonic()
@@ -231,6 +238,7 @@ def _train(
         stop.raise_if_set()
         if not ranks.is_first():
             return None
+        adapter_step = trainer.adopt_best() if training.load_best_model_at_end else None
 
         verifying.start()
         emit(PhaseStarted(phase=Phase.EVALUATION))
@@ -263,6 +271,8 @@ def _train(
             after=after,
             log_history=trainer.state.log_history,
             steps=trainer.state.global_step,
+            planned_steps=trainer.state.max_steps,
+            adapter_step=adapter_step,
             train_s=train_s,
             base_fingerprint=base_fingerprint,
             peak_bytes=peak_bytes(loaded.model.device),

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from datasets import Dataset
 from packaging.version import Version
@@ -19,10 +20,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from typing_extensions import override
 
-from runner.errors import TrainingError
+from runner.errors import DatasetError, TrainingError
 from runner.reports import Resolved
 from runner.spec import RunSpec, Training
 from runner.training import ranks
+from runner.training.best_checkpoint import judge, stops_early
 from runner.training.checkpoints import Checkpoint
 from runner.training.data import Mix
 from runner.training.equal_shares import EqualShares, fill_up
@@ -38,10 +40,19 @@ BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"
 
 
 class AdapterTrainer(SFTTrainer):
-    """TRL's trainer without its model card: `runner.training.card` writes the adapter's."""
+    """TRL's trainer without its model card: `runner.training.card` writes the adapter's.
+
+    Args:
+        training: The project's `[training]`.
+        arguments: TRL's.
+    """
 
     rows_without_loss = 0
     """Rows at the end of the data set that make the shares of several ranks equal."""
+
+    def __init__(self, *, training: Training, **arguments: Any) -> None:
+        self._training = training
+        super().__init__(**arguments)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write nothing; TRL would write a card at every checkpoint."""
@@ -62,7 +73,8 @@ class AdapterTrainer(SFTTrainer):
         Args:
             checkpoint: A complete one of the same job; all its steps may be done already.
         """
-        if checkpoint is None or not checkpoint.is_last:
+        over = checkpoint is not None and (checkpoint.is_last or stops_early(checkpoint.log_history, self._training))
+        if checkpoint is None or not over:
             with epoch_kept():
                 self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
             return
@@ -70,6 +82,42 @@ class AdapterTrainer(SFTTrainer):
         set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint.path), device="cpu"))
         self.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
         self.callback_handler.on_train_begin(self.args, self.state, self.control)
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate as TRL does, and leave mode and random numbers as they were.
+
+        A data loader draws a number to begin, and TRL takes whatever is logged in inference mode for an evaluation's.
+        """
+        model, device = self.model, self.accelerator.device
+        assert model is not None  # noqa: S101  # the constructor has refused None
+        was_training = model.training
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                return dict(super().evaluate(*arguments, **options))
+        finally:
+            model.train(was_training)
+
+    def adopt_best(self) -> int | None:
+        """Put the adapter of the best checkpoint into the model.
+
+        Returns:
+            The optimizer step it is of, None where no evaluation gave a number; the adapter is the last one then.
+
+        Raises:
+            TrainingError: The checkpoint is not there any more (`best-checkpoint`).
+        """
+        step = judge(self.state.log_history).best_step
+        if step is None or step == self.state.global_step:
+            return step
+        path = self.state.best_model_checkpoint
+        if path is None or not Path(path).is_dir():
+            raise TrainingError(
+                f"The checkpoint of step {step}, which has the lowest held-out loss, is not there any more: {path}.",
+                hint="Start the job again, or set training.load_best_model_at_end = false.",
+                code="best-checkpoint",
+            )
+        set_peft_model_state_dict(self.model, load_peft_weights(path, device="cpu"))
+        return step
 
 
 def build_trainer(
@@ -95,6 +143,7 @@ def build_trainer(
 
     Raises:
         TrainingError: The optimizer needs a GPU (`optimizer`).
+        DatasetError: `eval_strategy` asks for an evaluation, and no row is held out.
     """
     on_cpu = model.device.type == "cpu"
     if on_cpu:
@@ -105,9 +154,11 @@ def build_trainer(
         rows = pack_dataset(rows, training.max_length, "bfd")
     filled = fill_up(rows, training.per_device_train_batch_size * ranks.count()) if ranks.count() > 1 else rows
     trainer = AdapterTrainer(
+        training=training,
         model=model,
         args=_arguments(training, output_dir, compute_dtype, on_cpu=on_cpu),
         train_dataset=filled,
+        eval_dataset=_held_out_rows(mix) if training.eval_strategy != "no" else None,
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
@@ -131,6 +182,20 @@ def _share_the_adapter_alone(model: PeftModel) -> None:
     buffers = [name for name, _ in model.named_buffers()]
     wrapped: Any = model
     wrapped._ddp_params_and_buffers_to_ignore = [*frozen, *buffers]  # noqa: SLF001  # torch's name for it
+
+
+def _held_out_rows(mix: Mix) -> Dataset:
+    if not mix.held_out:
+        raise DatasetError(
+            "training.eval_strategy asks for the loss on held-out rows, but none of the rows is held out.",
+            hint="Raise evaluation.held_out_percentage, use datasets of 10 rows and more, or remove eval_strategy.",
+        )
+    return Dataset.from_dict(
+        {
+            "input_ids": [row for trait in mix.held_out for row in trait.input_ids],
+            "labels": [row for trait in mix.held_out for row in trait.labels],
+        }
+    )
 
 
 def _refuse_gpu_optimizer(training: Training) -> None:
@@ -194,6 +259,13 @@ def _arguments(training: Training, output_dir: Path, compute_dtype: str, *, on_c
         save_strategy="steps",
         save_steps=training.save_steps,
         save_total_limit=None,
+        # Epochs are counted by `best_checkpoint.Evaluations`.
+        eval_strategy="steps" if training.eval_strategy == "steps" else "no",
+        eval_steps=training.eval_steps or training.logging_steps,
+        per_device_eval_batch_size=training.per_device_eval_batch_size or training.per_device_train_batch_size,
+        prediction_loss_only=True,
+        # Makes the trainer remember the best step; its own loading of it would tie save_steps to eval_steps.
+        metric_for_best_model=training.metric_for_best_model if training.eval_strategy != "no" else None,
         seed=training.seed,
         data_seed=training.seed,
         bf16=compute_dtype == "bfloat16",

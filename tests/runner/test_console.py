@@ -10,6 +10,7 @@ from runner.events import (
     ChildEvent,
     DataMixed,
     Evaluated,
+    LossEvaluated,
     MetricsLogged,
     ModelLoaded,
     PhaseStarted,
@@ -86,6 +87,19 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
             ],
         ),
         (STARTED, ["Training: 180 steps, 409,600 trainable parameters, going on from step 20"]),
+        (
+            LossEvaluated(step=40, total_steps=180, loss=2.5, best_step=40, best_loss=2.5),
+            ["  step 40/180  held-out loss 2.500, the best so far"],
+        ),
+        (
+            LossEvaluated(step=60, total_steps=180, loss=2.6, best_step=40, best_loss=2.5, stops=True),
+            [
+                (
+                    "  step 60/180  held-out loss 2.600, best 2.500 at step 40; it has not become better for long "
+                    "enough, training stops"
+                ),
+            ],
+        ),
         (METRICS, ["  step 30/180  loss 2.346  1,234 tokens/s  4 min 10 s left"]),
         (
             Evaluated(

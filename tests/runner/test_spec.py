@@ -88,6 +88,28 @@ def test_a_path_inside_its_root_is_fine(path: str) -> None:
     assert spec_with(output_directory=path).output_directory == path
 
 
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"load_best_model_at_end": True}, "load_best_model_at_end needs eval_strategy"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience needs eval_strategy"),
+        ({"per_device_train_batch_size": 4, "per_device_eval_batch_size": 5}, r"at most .* \(4\)"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_made_is_refused(training: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        spec_with(training=training)
+    assert spec_with(training=training | {"eval_strategy": "steps", "per_device_train_batch_size": 8})
+
+
+def test_an_evaluation_on_held_out_rows_needs_some() -> None:
+    evaluates: dict[str, Any] = {"training": {"eval_strategy": "epoch"}, "evaluation": {"held_out_percentage": 0.0}}
+    with pytest.raises(ValidationError, match="held_out_percentage is 0"):
+        spec_with(**evaluates)
+    share = {"dataset_id": 1, "held_out_percentage": 10.0}
+    assert spec_with(**evaluates, traits=[{"trait_type": "t", "datasets": [share]}])
+
+
 def test_a_run_spec_survives_the_way_through_json() -> None:
     spec = load_project(PROJECTS, "demo", {"lora.r": "4", "ladder": "[4bit]"})
     again = RunSpec.model_validate_json(spec.model_dump_json())

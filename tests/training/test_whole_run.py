@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from runner.events import ChildEvent, ModelLoaded, RungFailed, RunSucceeded, TokenizerLoaded
+from runner.events import ChildEvent, LossEvaluated, ModelLoaded, RungFailed, RunSucceeded, TokenizerLoaded
 from runner.spec import RunSpec
 from runner.training.pipeline import train
 
@@ -114,3 +116,33 @@ def test_a_local_llama_of_more_than_100_000_entries_trains_in_4_bit_to_the_end(
     assert (tokenizer.workaround is not None) == (version("transformers") == "4.57.2")
     assert loaded.receipt.quantized_modules > 0
     assert end.summary.rung == "4bit"
+
+
+def test_the_adapter_of_the_lowest_held_out_loss_is_the_one_that_is_verified_and_told_of(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path
+) -> None:
+    # Nothing in one of these rows helps with another, so what is learned by heart makes the others worse.
+    noise = [{"text": hashlib.sha256(bytes([number])).hexdigest()[:24]} for number in range(20)]
+    training = A_FEW_STEPS | {"max_steps": 20, "learning_rate": 2e-2, "eval_strategy": "steps", "eval_steps": 1}
+    spec = make_spec(
+        tmp_path / "p",
+        noise,
+        percentages=[50],
+        training=training | {"load_best_model_at_end": True, "early_stopping_patience": 2},
+        evaluation={"held_out_percentage": 50.0},
+        quantization={"ladder": ["none"]},
+    )
+
+    events, end = run(spec, models_root, tmp_path)
+
+    measured = [event for event in events if isinstance(event, LossEvaluated)]
+    best = min(measured, key=lambda event: event.loss).step
+    assert (end.summary.adapter_step, end.summary.stopped_early_of) == (best, 20)
+    assert end.summary.steps == best + 2
+    adapter = Path(end.adapter_path)
+    checkpoint = tmp_path / "run" / "attempt-1" / "checkpoints" / f"checkpoint-{best}"
+    taken, stored = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, checkpoint))
+    assert taken.keys() == stored.keys()
+    assert all(taken[name].equal(stored[name]) for name in stored)
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    assert f"The adapter is that of step {best}, with the lowest held-out loss." in card

@@ -22,6 +22,7 @@ from runner.events import (
     JobQueued,
     JobRequeued,
     JobSucceeded,
+    LossEvaluated,
     MetricsLogged,
     PhaseStarted,
     RunSucceeded,
@@ -123,6 +124,19 @@ def test_phases_move_through_the_plan(job: JobRecord) -> None:
         "Evaluation": "pending",
         "Adapter saved & verified": "pending",
     }
+
+
+def test_the_held_out_loss_stands_below_the_progress(job: JobRecord) -> None:
+    measured = LossEvaluated(step=40, total_steps=120, loss=2.51234, best_step=40, best_loss=2.51234)
+    events: list[AnyEvent] = [QUEUED, CLAIMED, TrainingStarted(total_steps=120, trainable_parameters=3), measured]
+    worse = measured.model_copy(update={"step": 60, "loss": 2.6, "stops": True})
+
+    assert render_progress(_story(job, events)).text.split("\n")[-1] == (
+        "held-out loss 2.512 at step 40, the best so far"
+    )
+    assert render_progress(_story(job, [*events, worse])).text.split("\n")[-1] == (
+        "held-out loss 2.6 at step 60 · best 2.512 at step 40 · no better for long enough, training stops early"
+    )
 
 
 def test_a_requeued_job_waits_again(job: JobRecord) -> None:

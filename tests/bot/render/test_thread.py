@@ -253,6 +253,21 @@ def test_the_end_tells_loss_time_and_where_the_adapter_is(render: Render, good_r
     ]
 
 
+def test_the_end_tells_of_an_early_stop_and_whose_adapter_was_taken(
+    render: Render, good_run: tuple[ChildEvent, ...]
+) -> None:
+    last = good_run[-1]
+    assert isinstance(last, RunSucceeded)
+    summary = last.summary.model_copy(
+        update={"steps": 60, "stopped_early_of": 120, "adapter_step": 40, "guard_interceptions": 0, "peak_bytes": None}
+    )
+    end = JobSucceeded(summary=summary, adapter_path="/out/demo/adapter", at=AT)
+    assert _lines(render([CLAIMED, end])[-1])[1] == (
+        "Loss 4.812 → 0.0211 in 60 steps of 120, stopped early"
+        " · the adapter is that of step 40, with the lowest held-out loss"
+    )
+
+
 def test_a_failure_tells_code_message_and_what_to_do(render: Render) -> None:
     failure = JobFailed(code="model-not-found", message="No model in <here>.", hint="Put it & try again.")
     assert _lines(render([CLAIMED, failure])[-1]) == [
