@@ -21,6 +21,7 @@ VERBS = {
     "train": "run a project here and now, without Redis and Slack",
     "replay": "start the run again that an adapter came from",
     "merge": "merge an adapter into its base model's 16-bit weights",
+    "push": "upload an adapter or a merged model to a model hub",
     "worker": "take jobs from the queue and run them on this host",
     "versions": "compare the installed libraries with the tested ones",
     "schema": "print the JSON schema of a project file",
