@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter
 
 from runner.reports import (
     RUNG_WORDS,
+    DefectReport,
     ExactMatch,
     FailedRung,
     LoadReceipt,
@@ -52,8 +53,8 @@ class VersionsReported(Event):
     """Version of the interpreter."""
     device: str
     """What trains: `cpu (2 threads)`, or the GPU's name and memory."""
-    notes: tuple[str, ...] = ()
-    """Known-bad versions among the installed ones, each with what we do about it."""
+    defects: tuple[DefectReport, ...] = ()
+    """What is known against the installed versions, each with what we do about it."""
 
 
 class PhaseStarted(Event):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Rung = Literal["4bit", "8bit", "none"]
 """A rung of the quantization ladder: NF4 or FP4, LLM.int8, or unquantized."""
@@ -41,6 +41,20 @@ class Record(BaseModel):
     )
 
 
+Difference = Literal["same", "patch", "minor", "major", "missing", "untested"]
+"""How far an installed version is from a tested one; untested where a stack does not name the library."""
+
+Severity = Literal["informative", "worked-around", "cannot-work"]
+
+
+class TestedVersion(Record):
+    """What one of our stacks has of a library."""
+
+    stack: str
+    tested: str | None
+    difference: Difference
+
+
 class PackageVersion(Record):
     """One library, installed against tested."""
 
@@ -50,8 +64,25 @@ class PackageVersion(Record):
     """Installed version, None when it is missing."""
     tested: str | None
     """The version in the nearest stack file, None when that stack does not name it."""
-    difference: Literal["same", "patch", "minor", "major", "missing", "untested"]
+    difference: Difference
     """How far installed is from tested."""
+    stacks: tuple[TestedVersion, ...]
+    """The same against every stack, the nearest first."""
+
+
+class DefectReport(Record):
+    """Something known against the installed versions."""
+
+    code: str
+    """Kebab-case, for machines."""
+    severity: Severity
+    affected: str
+    """The versions that have it, such as `transformers ≥ 5.0.0 with peft < 0.18.0`."""
+    cause: str
+    remedy: str
+    """What we do about it."""
+    url: str = Field(pattern=r"^https://[\w./#-]+$")
+    """Where upstream has it written down."""
 
 
 class FailedRung(Record):

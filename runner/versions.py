@@ -6,20 +6,23 @@ Reads package metadata and `runner/stacks/*.txt` only; never imports the librari
 from __future__ import annotations
 
 import platform
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shlex
+import sys
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib import metadata, resources
-from typing import Literal
 
+from runner.errors import UnavailableError
 from runner.events import VersionsReported
-from runner.reports import PackageVersion
+from runner.known_defects import KNOWN_DEFECTS, find_defects, release
+from runner.reports import DefectReport, Difference, PackageVersion, Severity, TestedVersion
 
 PACKAGES = ("transformers", "bitsandbytes", "peft", "torch", "accelerate", "datasets", "trl")
-"""What a report lists, in this order."""
+"""What a report lists, in this order; all of them have to be there to train."""
 
-Difference = Literal["same", "patch", "minor", "major", "missing", "untested"]
+_GAP = 2
+_LINE_LENGTH = 100
 
 # A missing package outweighs any number of newer ones, a major step any number of minor ones.
 _DISTANCE: dict[Difference, int] = {
@@ -30,58 +33,6 @@ _DISTANCE: dict[Difference, int] = {
     "major": 10_000,
     "missing": 1_000_000,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class KnownDefect:
-    """Installed versions that are known to fail, and what this project does about it."""
-
-    applies: Callable[[Mapping[str, str]], bool]
-    """Whether these installed versions have it."""
-    note: str
-    """Cause, upstream thread, and what we do."""
-
-
-def _release(version: str) -> tuple[int, ...]:
-    numbers = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()
-
-
-def _below(installed: Mapping[str, str], name: str, version: str) -> bool:
-    return name in installed and _release(installed[name]) < _release(version)
-
-
-def _at_least(installed: Mapping[str, str], name: str, version: str) -> bool:
-    return name in installed and _release(installed[name]) >= _release(version)
-
-
-KNOWN_DEFECTS = (
-    KnownDefect(
-        applies=lambda installed: installed.get("transformers") == "4.57.2",
-        note=(
-            "transformers 4.57.2 fails with \"'dict' object has no attribute 'model_type'\" on the tokenizer of a "
-            "local model with over 100 000 vocabulary entries (transformers #42374, cured by #42376 in 4.57.3). We "
-            "load that tokenizer by a workaround that lasts for the one call."
-        ),
-    ),
-    KnownDefect(
-        applies=lambda installed: _at_least(installed, "transformers", "5.0.0") and _below(installed, "peft", "0.18.0"),
-        note=(
-            "peft before 0.18 imports HybridCache, which transformers 5 no longer has (transformers #45278). "
-            "We do not work around it: install peft 0.18 or newer."
-        ),
-    ),
-    KnownDefect(
-        applies=lambda installed: (
-            _at_least(installed, "transformers", "5.0.0") and _below(installed, "bitsandbytes", "0.46.1")
-        ),
-        note=(
-            "transformers 5 refuses bitsandbytes before 0.46.1, so 4-bit and 8-bit rungs fail and only the "
-            "unquantized one holds. We do not work around it: install bitsandbytes 0.46.1 or newer."
-        ),
-    ),
-)
-"""Checked against what is installed; every one that applies is reported."""
 
 
 @cache
@@ -120,7 +71,7 @@ def compare_versions(installed: str | None, tested: str | None) -> Difference:
     public = installed.split("+", 1)[0]
     if public == tested:
         return "same"
-    ours, theirs = (*_release(public), 0, 0)[:2], (*_release(tested), 0, 0)[:2]
+    ours, theirs = (*release(public), 0, 0)[:2], (*release(tested), 0, 0)[:2]
     if ours[0] != theirs[0]:
         return "major"
     return "minor" if ours != theirs else "patch"
@@ -149,43 +100,119 @@ def nearest_stack(installed: Mapping[str, str]) -> str:
 
 
 def report_versions(device: str) -> VersionsReported:
-    """Compare what is installed with the nearest tested stack.
+    """Compare what is installed with both tested stacks, and look up what is known against it.
 
     Args:
         device: What trains, such as `cpu (2 threads)`; known to the caller, because finding out needs torch.
     """
     installed = installed_versions()
-    stack = nearest_stack(installed)
-    pins = load_stacks()[stack]
-    return VersionsReported(
-        stack=stack,
-        packages=tuple(
+    nearest = nearest_stack(installed)
+    packages = []
+    for name in PACKAGES:
+        stacks = tuple(
+            TestedVersion(
+                stack=stack, tested=pins.get(name), difference=compare_versions(installed.get(name), pins.get(name))
+            )
+            for stack, pins in sorted(load_stacks().items(), key=lambda item: item[0] != nearest)
+        )
+        packages.append(
             PackageVersion(
                 name=name,
                 installed=installed.get(name),
-                tested=pins.get(name),
-                difference=compare_versions(installed.get(name), pins.get(name)),
+                tested=stacks[0].tested,
+                difference=stacks[0].difference,
+                stacks=stacks,
             )
-            for name in PACKAGES
-        ),
+        )
+    return VersionsReported(
+        stack=nearest,
+        packages=tuple(packages),
         python=platform.python_version(),
         device=device,
-        notes=tuple(defect.note for defect in KNOWN_DEFECTS if defect.applies(installed)),
+        defects=tuple(defect.report() for defect in find_defects(installed)),
     )
 
 
+def require_working_stack() -> None:
+    """Refuse to start with libraries that are missing or cannot work together.
+
+    Raises:
+        UnavailableError: `stack-unusable`; names every reason, and the command that mends them all.
+    """
+    installed = installed_versions()
+    missing = [name for name in PACKAGES if name not in installed]
+    defects = [defect for defect in find_defects(installed) if defect.severity == "cannot-work"]
+    if not missing and not defects:
+        return
+    reasons = [f"{name} is not installed." for name in missing]
+    for defect in defects:
+        has = " and ".join(f"{part.package} {installed[part.package]}" for part in defect.affected)
+        reasons.append(f"{has} cannot work together. {defect.cause} See {defect.url}")
+    wrong = {*missing, *(defect.affected[-1].package for defect in defects)}
+    raise UnavailableError(
+        "The libraries of this host cannot train:" + "".join(f"\n  - {reason}" for reason in reasons),
+        hint=f"This mends it: {_mending_command(installed, wrong)}",
+        code="stack-unusable",
+    )
+
+
+def _mending_command(installed: Mapping[str, str], names: Collection[str]) -> str:
+    """The pip command that installs other versions of some packages; of all, where that alone would not do."""
+    pins = load_stacks()[nearest_stack(installed)]
+    chosen = {name: pins[name] for name in PACKAGES if name in names}
+    if any(defect.severity == "cannot-work" for defect in find_defects({**installed, **chosen})):
+        chosen = {name: pins[name] for name in PACKAGES}
+    wanted = [f"{name}=={version}" for name, version in chosen.items()]
+    return shlex.join([sys.executable, "-m", "pip", "install", *wanted])
+
+
+_SEVERITIES: dict[Severity, str] = {
+    "informative": "good to know",
+    "worked-around": "worked around",
+    "cannot-work": "cannot work",
+}
+
+
 def format_versions(report: VersionsReported) -> str:
-    """Lay a report out as an aligned table for a terminal, without a trailing newline."""
-    rows = [("package", "installed", f"tested ({report.stack})", "difference")]
-    rows += [
-        (package.name, package.installed or "-", package.tested or "-", package.difference)
-        for package in report.packages
-    ]
-    rows += [("Python", report.python, "", ""), ("device", report.device, "", "")]
-    # The last two rows span their columns: a long device name must not widen the table.
-    widths = [max(len(row[column]) for row in rows[:-2]) for column in range(3)]
-    widths[0] = max(len(row[0]) for row in rows)
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows
-    ]
-    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
+    """Lay a report out for a terminal: a table, and below it what is known against these versions.
+
+    Returns:
+        Lines of at most 100 characters, but for a long device name, without a newline at the end.
+    """
+    stacks = [tested.stack for tested in report.packages[0].stacks]
+    rows = [["package", "installed", *(cell for stack in stacks for cell in (stack, ""))]]
+    for package in report.packages:
+        tested = [cell for one in package.stacks for cell in (one.tested or "-", one.difference)]
+        rows.append([package.name, package.installed or "-", *tested])
+    # The name of a stack stands above two columns, version and difference.
+    widths = [max(len(row[column]) for row in rows[column > 1 :]) for column in range(len(rows[0]))]
+    for number, stack in enumerate(stacks):
+        left = 2 + 2 * number
+        widths[left + 1] = max(widths[left + 1], len(stack) - widths[left] - _GAP)
+        rows[0][left : left + 2] = [stack.ljust(widths[left] + _GAP + widths[left + 1]), ""]
+    lines = [_aligned(rows[0][:2] + rows[0][2::2], widths[:2] + [0] * len(stacks))]
+    lines += [_aligned(row, widths) for row in rows[1:]]
+    lines += ["", f"{'Python'.ljust(widths[0])}  {report.python}", f"{'device'.ljust(widths[0])}  {report.device}"]
+    lines += [f"{'nearest'.ljust(widths[0])}  {_verdict(report)}"]
+    return "\n".join([*lines, *(line for defect in report.defects for line in ("", *_defect_lines(defect)))])
+
+
+def format_known_defects() -> str:
+    """Lay out everything that is known against versions, installed or not, without a newline at the end."""
+    return "\n\n".join("\n".join(_defect_lines(defect.report())) for defect in KNOWN_DEFECTS)
+
+
+def _defect_lines(defect: DefectReport) -> list[str]:
+    lines = textwrap.wrap(
+        f"{defect.cause} {defect.remedy}", _LINE_LENGTH - 4, initial_indent="  ", subsequent_indent="  "
+    )
+    return [f"{_SEVERITIES[defect.severity]}: {defect.affected}", *lines, f"  {defect.url}"]
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return (" " * _GAP).join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _verdict(report: VersionsReported) -> str:
+    differing = [package.name for package in report.packages if package.difference != "same"]
+    return f"{report.stack}, " + (f"but for {', '.join(differing)}" if differing else "all as tested")

@@ -29,7 +29,7 @@ from runner.reconciler import Reconciler, look_every_s
 from runner.settings import RunnerSettings
 from runner.store import Claim, Store
 from runner.supervisor import AttemptEnd, run_attempt
-from runner.versions import installed_versions, nearest_stack
+from runner.versions import format_versions, report_versions, require_working_stack
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +62,14 @@ class PoolWorker:
         self._store = Store.connect(url, lease_s=settings.lease_s)
         self._broker = build_broker(url)
         now = datetime.now(UTC)
+        versions = report_versions(describe_device())
+        logger.info("Libraries of this worker:\n%s", format_versions(versions))
         self._info = WorkerInfo(
             name=name,
             host=settings.host,
             pool=pool,
-            device=describe_device(),
-            stack=nearest_stack(installed_versions()),
+            device=versions.device,
+            stack=versions.stack,
             started_at=now,
             last_seen_at=now,
         )
@@ -177,8 +179,10 @@ def run_worker(settings: RunnerSettings, *, pool: str, name: str | None = None, 
         The exit status.
 
     Raises:
-        UnavailableError: Redis cannot be found, or does not answer.
+        UnavailableError: The libraries of this host cannot train (`stack-unusable`); Redis cannot be found, or does not
+            answer.
     """
+    require_working_stack()
     url = resolve_redis_url(settings)
     worker = PoolWorker(settings, url, pool=pool, name=name or f"{settings.host}:{os.getpid()}", spawn=spawn)
     stop_asked = False

@@ -42,7 +42,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
-from runner.reports import LoadReceipt, PackageVersion, ShareReport, TraitLoss
+from runner.reports import DefectReport, LoadReceipt, PackageVersion, ShareReport, TraitLoss
 
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
 ERROR_LIMIT = 2_500
@@ -156,8 +156,16 @@ def _versions(event: VersionsReported) -> Message:
     differing = sum(package.difference != "same" for package in event.packages)
     told = "all as tested" if not differing else f"{differing} of {len(event.packages)} differ from what is tested"
     rows = [("Library", "Installed", "Tested", "Verdict"), *(_version_row(package) for package in event.packages)]
-    below = [f"Python {escape(event.python)} · {escape(event.device)}", *(f"⚠️ {escape(note)}" for note in event.notes)]
+    below = [f"Python {escape(event.python)} · {escape(event.device)}", *map(_defect, event.defects)]
     return compose_with_table([f"*Versions* · stack {code(event.stack)} · {told}"], rows, below)
+
+
+def _defect(defect: DefectReport) -> str:
+    mark = {"informative": "Good to know:", "worked-around": "⚠️ Worked around:", "cannot-work": "⛔ Cannot work:"}[
+        defect.severity
+    ]
+    told = f"{defect.affected}. {defect.cause} {defect.remedy}"
+    return f"{mark} {escape(told)} <{defect.url}|Upstream>"
 
 
 def _version_row(package: PackageVersion) -> tuple[str, str, str, str]:

@@ -23,6 +23,7 @@ from runner.resuming import read_facts, refuse_mismatch, spec_facts, tell_change
 from runner.run_directory import COMPLETE_MARKER, RunDirectory, create_attempt, newest_checkpoint, open_attempt
 from runner.settings import RunnerSettings
 from runner.spec import RunSpec
+from runner.versions import require_working_stack
 
 STOPPED = 130
 
@@ -58,8 +59,9 @@ def run_in_foreground(
     Raises:
         UsageError: `--run-dir` names a finished run.
         ResumeMismatchError: `--run-dir` names a run with other settings.
-        UnavailableError: The run directory cannot be made.
+        UnavailableError: The libraries of this host cannot train (`stack-unusable`); the run directory cannot be made.
     """
+    require_working_stack()
     run_directory = _choose_run_directory(settings, spec, arguments.run_dir)
     spawn = spawn or spawn_training(settings)
     if arguments.json:

@@ -25,7 +25,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import WorkerInfo
-from runner.reports import ExactMatch, LoadReceipt, PackageVersion, Phase, RunSummary, Sample, ShareReport
+from runner.reports import DefectReport, ExactMatch, LoadReceipt, PackageVersion, Phase, RunSummary, Sample, ShareReport
 from runner.spec import Evaluation, RunSpec
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -111,8 +111,8 @@ def good_run() -> tuple[ChildEvent, ...]:
         trained_tokens=1234,
     )
     packages = (
-        PackageVersion(name="transformers", installed="5.23.0", tested="5.23.0", difference="same"),
-        PackageVersion(name="peft", installed="0.21.1", tested="0.21.2", difference="patch"),
+        PackageVersion(name="transformers", installed="5.23.0", tested="5.23.0", difference="same", stacks=()),
+        PackageVersion(name="peft", installed="0.21.1", tested="0.21.2", difference="patch", stacks=()),
     )
     before = ExactMatch(dataset_id=1, dataset_name="one-digit addition", correct=1, total=55)
     summary = RunSummary(
@@ -128,7 +128,21 @@ def good_run() -> tuple[ChildEvent, ...]:
     events: tuple[ChildEvent, ...] = (
         PhaseStarted(phase=Phase.VERSIONS, at=AT),
         VersionsReported(
-            stack="current", packages=packages, python="3.11.7", device="cpu (2 threads)", notes=("a < b",), at=AT
+            stack="current",
+            packages=packages,
+            python="3.11.7",
+            device="cpu (2 threads)",
+            defects=(
+                DefectReport(
+                    code="a-defect",
+                    severity="worked-around",
+                    affected="peft < 0.21.2",
+                    cause="It is old.",
+                    remedy="We wait.",
+                    url="https://example.com/1",
+                ),
+            ),
+            at=AT,
         ),
         PhaseStarted(phase=Phase.TOKENIZER, at=AT),
         TokenizerLoaded(

@@ -126,3 +126,15 @@ def scripted(child_script: Callable[[str], Path]) -> Callable[[str], Spawn]:
         return spawn
 
     return make
+
+
+@pytest.fixture
+def pretend_installed() -> Callable[[Path, str, str], None]:
+    """Put a package's metadata into a folder; for whoever has that folder on its path, it is that version."""
+
+    def pretend(folder: Path, name: str, version: str) -> None:
+        metadata = folder / f"{name}-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+    return pretend

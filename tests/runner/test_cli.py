@@ -144,6 +144,9 @@ def test_versions_are_a_table_or_an_event(capsys: pytest.CaptureFixture[str]) ->
     assert main(["versions", "--json"]) == 0
     assert parse_event(capsys.readouterr().out).kind == "versions_reported"
 
+    assert main(["versions", "--known"]) == 0
+    assert "transformers 4.57.2" in capsys.readouterr().out
+
 
 def test_the_schema_describes_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
@@ -220,6 +223,23 @@ def test_json_prints_events_and_nothing_else(scripted: Scripted, capsys: pytest.
     assert [event.kind for event in events] == ["metrics_logged", "run_succeeded"]
     assert events[1].kind == "run_succeeded"
     assert (Path(events[1].adapter_path) / "adapter_model.safetensors").exists()
+
+
+def test_libraries_that_cannot_work_together_are_refused_before_anything_is_made(
+    pretend_installed: Callable[[Path, str, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pretend_installed(tmp_path, "peft", "0.17.1")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert main(["train", "demo"]) == 1
+
+    err = capsys.readouterr().err
+    assert "peft 0.17.1 cannot work together" in err
+    assert "-m pip install peft==" in err
+    assert not (tmp_path / "state" / "outputs").exists()
 
 
 def test_a_failed_training_exits_1_with_message_and_hint(

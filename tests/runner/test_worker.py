@@ -18,6 +18,7 @@ from runner.queue import build_broker, issue_ticket, tickets_waiting
 from runner.settings import load_settings
 from runner.spec import RunSpec
 from runner.store import Store
+from runner.versions import format_versions, report_versions
 from runner.worker import PoolWorker
 
 Eventually = Callable[..., None]
@@ -277,6 +278,35 @@ def test_a_worker_stops_well_while_redis_is_away(
         worker.terminate()
 
         assert worker.wait(40) == 0
+
+
+def test_a_worker_logs_its_libraries_when_it_starts(
+    workers: Workers, child_script: Callable[[str], Path], eventually: Eventually
+) -> None:
+    workers.start(child_script("succeed()"))
+    eventually(lambda: len(workers.store.workers()) == 1)
+    log = (workers.folder / "worker-1.log").read_text()
+    assert format_versions(report_versions(workers.store.workers()[0].device)) in log
+
+
+def test_a_worker_whose_libraries_cannot_work_together_is_refused_before_it_looks_for_redis(
+    pretend_installed: Callable[[Path, str, str], None], tmp_path: Path
+) -> None:
+    pretend_installed(tmp_path, "peft", "0.17.1")
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "REDIS_URL": "redis://127.0.0.1:1/0"}
+
+    worker = subprocess.run(
+        [sys.executable, "-m", "runner", "worker", "--pool", "cpu"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert worker.returncode == 1
+    assert "peft 0.17.1 cannot work together" in worker.stderr
+    assert f"{sys.executable} -m pip install peft==" in worker.stderr
+    assert "Traceback" not in worker.stderr
 
 
 def test_nobodys_environment_changes_how_many_tickets_a_worker_holds(

@@ -91,7 +91,10 @@ def test_queued_says_plainly_that_no_worker_serves_the_pool(job: JobRecord) -> N
 def test_the_version_report_is_a_table_with_a_classic_form(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
     (message,) = render(_of(good_run, VersionsReported))
     head = section("*Versions* · stack `current` · 1 of 2 differ from what is tested")
-    foot = context("Python 3.11.7 · cpu (2 threads)\n⚠️ a &lt; b")
+    foot = context(
+        "Python 3.11.7 · cpu (2 threads)\n"
+        "⚠️ Worked around: peft &lt; 0.21.2. It is old. We wait. <https://example.com/1|Upstream>"
+    )
     table = {
         "type": "table",
         "rows": [
@@ -345,10 +348,13 @@ def hostile_run(good_run: tuple[ChildEvent, ...]) -> list[AnyEvent]:
         for number in range(20)
     )
     samples = tuple(Sample(prompt=f"{number} {HOSTILE}", completion=HOSTILE) for number in range(20))
+    hostile_defect = versions.defects[0].model_copy(
+        update={"affected": HOSTILE, "cause": HOSTILE, "remedy": HOSTILE, "severity": "cannot-work"}
+    )
     return [
         JobQueued(position=1, pool=HOSTILE),
         JobClaimed(worker=HOSTILE, host=HOSTILE, device=HOSTILE[:500], attempt=2),
-        versions.model_copy(update={"device": HOSTILE, "notes": (HOSTILE, HOSTILE)}),
+        versions.model_copy(update={"device": HOSTILE, "defects": (hostile_defect, hostile_defect)}),
         by_kind["tokenizer_loaded"].model_copy(update={"workaround": HOSTILE, "pad_token": HOSTILE}),
         by_kind["config_loaded"].model_copy(update={"architecture": HOSTILE, "revision": HOSTILE}),
         RungFailed(failed=FailedRung(rung="4bit", error_class="X", reason=HOSTILE), next_rung="8bit"),
