@@ -60,6 +60,13 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
             ],
         ),
         (
+            ModelLoaded(receipt=RECEIPT.model_copy(update={"processes": 2})),
+            [
+                "✅ Model loaded with 8-bit quantization, config protected",
+                "  28 of 29 linear modules quantized, 2.4 MB, bfloat16 on cpu, 1.2 s, in each of 2 processes",
+            ],
+        ),
+        (
             DataMixed(
                 shares=(
                     ShareReport(

@@ -39,6 +39,7 @@ from runner.training.equal_shares import EqualShares, fill_up
 from runner.training.failures import classify
 from runner.training.loading import protected_load
 from runner.training.lora import add_lora
+from runner.training.preflight import count_steps
 from runner.training.stopping import StopSwitch
 from runner.training.trainer import build_trainer
 
@@ -51,6 +52,7 @@ STEPS = {"learning_rate": 5e-3, "logging_steps": 1, "save_steps": 1000}
 # 20 rows, 3 a rank and 6 a step: no epoch comes out even, neither in rows nor in batches.
 BATCH = {"per_device_train_batch_size": 3}
 SAME_BATCH = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+IN_4_BITS: dict[str, Any] = {"ladder": ("4bit",), "max_steps": -1, "num_train_epochs": 1.5, "save_steps": 4}
 
 BROKEN_KERNEL = """
 import os, sys
@@ -155,7 +157,7 @@ def follow(child: subprocess.Popen[str], run_dir: Path, at_step: dict[int, Calla
 def pair(two_of: Callable[..., RunSpec], start_child: StartChild, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole run in 4 bits. Read-only."""
     run_dir = tmp_path_factory.mktemp("pair") / "attempt-1"
-    return follow(start_child(two_of(gpus=2, ladder=("4bit",), save_steps=4), run_dir), run_dir, {1: lambda: None})
+    return follow(start_child(two_of(gpus=2, **IN_4_BITS), run_dir), run_dir, {1: lambda: None})
 
 
 def test_two_processes_tell_one_story_to_a_verified_adapter(pair: Run, finished_child: Any) -> None:
@@ -180,7 +182,7 @@ def test_the_receipt_and_the_versions_say_how_many_processes_there_are(pair: Run
 def test_two_processes_in_4_bits_have_the_losses_of_one_with_the_same_batch(
     pair: Run, losses_of_one: Callable[..., list[float]]
 ) -> None:
-    alone = losses_of_one(6, ladder=("4bit",), save_steps=4)
+    alone = losses_of_one(6, **IN_4_BITS)
 
     assert pair.losses() == pytest.approx(alone, rel=1e-5)
 
@@ -193,6 +195,23 @@ def test_the_tokens_of_all_ranks_are_counted(pair: Run, finished_child: Any) -> 
 
     # The same six rows a step; both have seen 18 of the epoch's 20 after the third.
     assert tokens(pair.run_dir, 4) == tokens(finished_child.run_dir, 6)
+
+
+def test_the_card_says_how_many_processes_trained(pair: Run) -> None:
+    card = (Path(pair.only(RunSucceeded).adapter_path) / "README.md").read_text(encoding="utf-8")
+
+    assert "computing in" in card
+    assert ", by 2 processes)." in card
+
+
+def test_a_plan_counts_the_steps_of_all_ranks_together(
+    pair: Run, two_of: Callable[..., RunSpec], models_root: Path, child_projects_dir: Path
+) -> None:
+    spec = two_of(gpus=2, **IN_4_BITS)
+    with protected_load(spec, models_root=models_root, emit=lambda _: None) as loaded:
+        mix = mix_data(spec, loaded.tokenizer, child_projects_dir)
+
+    assert count_steps(mix, spec.project.training, spec.project.compute.gpus) == pair.only(TrainingStarted).total_steps
 
 
 def test_a_checkpoint_is_complete_when_every_rank_has_written_its_part(pair: Run) -> None:

@@ -154,6 +154,14 @@ def test_the_load_receipt_counts_what_is_really_quantized(render: Render, good_r
     assert Message(text, (section(text),)) == message
 
 
+def test_the_load_receipt_says_how_many_processes_hold_the_model(
+    render: Render, good_run: tuple[ChildEvent, ...]
+) -> None:
+    (loaded,) = [event for event in good_run if isinstance(event, ModelLoaded)]
+    (message,) = render([loaded.model_copy(update={"receipt": loaded.receipt.model_copy(update={"processes": 4})})])
+    assert _lines(message)[1].endswith(" · bfloat16 on cpu · in each of 4 processes")
+
+
 def test_the_data_mix_tells_rows_used_of_rows_there(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
     (message,) = render(_of(good_run, DataMixed))
     rows = [[cell["text"] for cell in row] for row in message.blocks[1]["rows"]]
