@@ -29,7 +29,7 @@ class Preflight(Record):
 
     device: str
     available_bytes: int | None
-    """What the device has free: GPU memory, or what host and control groups leave. None where nobody knows."""
+    """What the device has free for each process: GPU memory, or its share of the host's. None where nobody knows."""
     base_model: str
     """Folder of the base model, or its hub id and commit."""
     revision: str | None

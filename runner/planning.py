@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 
 from runner.child import Spawn, child_environment, spawn_training
@@ -18,7 +19,7 @@ from runner.plan import CheckName, Origin, Plan, PlanCheck, PlanMemory, PlanTime
 from runner.redaction import redact
 from runner.reports import Rung
 from runner.settings import RunnerSettings
-from runner.spec import RunSpec
+from runner.spec import RunSpec, Training
 from runner.trial import Trial, run_trial
 
 _GB = 1_000_000_000
@@ -174,8 +175,10 @@ def _memory_checks(memory: PlanMemory | None) -> list[PlanCheck]:
 
 def expected_time(spec: RunSpec, trial: Trial) -> PlanTime:
     """What the whole run will take if it goes on as its trial began. Pure."""
-    checkpoints = trial.total_steps // spec.project.training.save_steps + 1
+    training = spec.project.training
+    checkpoints = ceil(trial.total_steps / training.save_steps)
     training_s = trial.total_steps * trial.step_s + checkpoints * trial.checkpoint_s
+    training_s += _evaluations(training, trial.total_steps) * trial.evaluation_s
     # The answers after training take as long as those before; meanwhile the verifying process imports what it needs,
     # then it loads the model once more.
     ending_s = max(trial.baseline_s, _VERIFYING_SHARE * trial.import_s) + trial.model_s
@@ -186,6 +189,17 @@ def expected_time(spec: RunSpec, trial: Trial) -> PlanTime:
         total_steps=trial.total_steps,
         steps_measured=trial.steps,
     )
+
+
+def _evaluations(training: Training, total_steps: int) -> int:
+    """How often the loss on held-out rows is measured in the middle of training; the last step is one of them."""
+    match training.eval_strategy:
+        case "no":
+            return 0
+        case "steps":
+            return ceil(total_steps / (training.eval_steps or training.logging_steps))
+        case "epoch":
+            return ceil(training.num_train_epochs)
 
 
 def _size(size: float) -> str:

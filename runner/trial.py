@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from runner.child import Child, Spawn
 from runner.errors import TrainingError
 from runner.events import (
+    CheckpointSaved,
     ChildEvent,
+    LossEvaluated,
     MetricsLogged,
     ModelLoaded,
     PhaseStarted,
@@ -56,6 +60,8 @@ class Trial:
     """Of these, loading and probing the model."""
     baseline_s: float
     """Of these, evaluating before training."""
+    evaluation_s: float
+    """Seconds of one evaluation in the middle of training; 0 where the run has none."""
     checkpoint_s: float
     """Seconds to write a checkpoint."""
     checkpoint_bytes: int
@@ -77,8 +83,7 @@ def run_trial(spec: RunSpec, settings: RunnerSettings, spawn: Spawn, tell: Calla
         TrainingError: The run failed, with the code, message and hint that it would have failed with; or no step was
             done in time (`trial-too-slow`).
     """
-    training = spec.project.training.model_copy(update={"logging_steps": 1})
-    spec = spec.model_copy(update={"project": spec.project.model_copy(update={"training": training})})
+    spec = _shortened(spec)
     settings.output_root.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".plan-", dir=settings.output_root))
     try:
@@ -95,6 +100,18 @@ def run_trial(spec: RunSpec, settings: RunnerSettings, spawn: Spawn, tell: Calla
         shutil.rmtree(scratch, ignore_errors=True)
     ended_s = (end.at - watch.steps[-1].at).total_seconds() if isinstance(end, RunInterrupted) and watch.steps else 0.0
     return watch.measured(checkpoint_s=ended_s, checkpoint_bytes=size)
+
+
+def _shortened(spec: RunSpec) -> RunSpec:
+    """The spec with a report of every step, and one evaluation among the first few where the run has any."""
+    training = spec.project.training
+    changed: dict[str, Any] = {"logging_steps": 1}
+    if training.eval_strategy != "no":
+        changed |= {"eval_strategy": "steps", "eval_steps": ENOUGH_STEPS - 1}
+        # Nothing is to be kept, and nothing to end before we say so.
+        changed |= {"load_best_model_at_end": False, "early_stopping_patience": None}
+    project = spec.project.model_copy(update={"training": training.model_copy(update=changed)})
+    return spec.model_copy(update={"project": project})
 
 
 def _failure(end: RunFailed, log: Path, kept_log: Path) -> TrainingError:
@@ -124,6 +141,9 @@ class _Watch:
         self._started: TrainingStarted | None = None
         self._loaded: ModelLoaded | None = None
         self._phases: dict[Phase, ChildEvent] = {}
+        self._step_spans: list[float] = []
+        self._evaluation_spans: list[float] = []
+        self._previous: ChildEvent | None = None
 
     def see(self, event: ChildEvent) -> None:
         if self._first is None:
@@ -136,9 +156,21 @@ class _Watch:
             case TrainingStarted():
                 self._started = event
             case MetricsLogged():
+                if self.steps:
+                    self._step_spans.append(self._since_previous(event))
                 self.steps.append(event)
+                self._previous = event
+            case LossEvaluated():
+                self._evaluation_spans.append(self._since_previous(event))
+                self._previous = event
+            case CheckpointSaved():
+                self._previous = event
             case _:
                 pass
+
+    def _since_previous(self, event: ChildEvent) -> float:
+        """Seconds since the last step, evaluation or checkpoint, whichever was later."""
+        return (event.at - self._previous.at).total_seconds() if self._previous is not None else 0.0
 
     @property
     def has_enough(self) -> bool:
@@ -158,23 +190,21 @@ class _Watch:
                 hint="Use --no-measure to see the figures that need no trial.",
                 code="trial-too-slow",
             )
-        first, last = self.steps[0], self.steps[-1]
-        span = (
-            (last.at - first.at).total_seconds() if last is not first else (first.at - self._started.at).total_seconds()
-        )
-        counted = max(len(self.steps) - 1, 1)
+        # Where one step is all there is, its warming up is in the figure.
+        spans = self._step_spans or [(self.steps[0].at - self._started.at).total_seconds()]
         return Trial(
             rung=self._loaded.receipt.rung,
             total_steps=self._started.total_steps,
-            steps=counted,
-            step_s=span / counted,
+            steps=len(spans),
+            step_s=fmean(spans),
+            evaluation_s=fmean(self._evaluation_spans) if self._evaluation_spans else 0.0,
             import_s=self._import_s,
             prepare_s=(self._started.at - self._first.at).total_seconds(),
             model_s=(self._loaded.at - self._phases[Phase.MODEL].at).total_seconds(),
             baseline_s=self._between(Phase.BASELINE, Phase.TRAINING),
             checkpoint_s=checkpoint_s,
             checkpoint_bytes=checkpoint_bytes,
-            peak_bytes=last.peak_bytes,
+            peak_bytes=self.steps[-1].peak_bytes,
         )
 
     def _between(self, phase: Phase, following: Phase) -> float:

@@ -30,6 +30,7 @@ from runner.training.empty_model import build_empty_model
 from runner.training.lora import add_lora
 from runner.training.model_config import load_model_config
 from runner.training.quantized import EffectiveRungError
+from runner.training.ranks import require_gpus
 from runner.training.tokenizer import load_tokenizer
 from runner.training.training_estimate import estimate_training
 from runner.training.weight_estimate import WeightEstimate, estimate_weights
@@ -49,11 +50,14 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
     Raises:
         TrainingError: The run could not begin; its subclass and code say who has to act.
     """
+    gpus = spec.project.compute.gpus
+    device = choose_device()
+    if device.type == "cuda":
+        require_gpus(gpus)
     source = locate_base_model(spec, settings.models_root)
     tokenizer = load_tokenizer(source).tokenizer
     config = load_model_config(source, spec.project.model_type).config
     mix = mix_data(spec, tokenizer, settings.projects_dir)
-    device = choose_device()
     model = add_lora(build_empty_model(config, source), spec.project.lora, spec.project.training.seed)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     compute_dtype = choose_compute_dtype(device)
@@ -61,14 +65,15 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
     # What this process holds, it gives back before the training begins.
     own = peak_bytes(device) if device.type == "cpu" else 0
     return Preflight(
-        device=describe(device),
-        available_bytes=free_bytes(device) + own,
+        device=(f"{gpus} x " if gpus > 1 else "") + describe(device),
+        # Without a GPU the processes share the host's memory.
+        available_bytes=free_bytes(device) if device.type == "cuda" else (free_bytes(device) + own) // gpus,
         base_model=f"{source.name} at {source.revision}" if source.revision else str(source.folder),
         revision=source.revision,
         fetch_bytes=_bytes_to_fetch(source),
         cache_dir=str(constants.HF_HUB_CACHE),
         data=mix.event,
-        total_steps=count_steps(mix, spec.project.training, spec.project.compute.gpus),
+        total_steps=count_steps(mix, spec.project.training, gpus),
         trainable_parameters=trainable,
         rungs=tuple(
             RungNeeds(

@@ -127,16 +127,19 @@ def test_a_trial_measures_steps_without_the_first_and_leaves_nothing(
 ) -> None:
     body = """
     step(1, 20, 100)
-    for number in range(2, 6): step(number, 20 + 3 * (number - 1), 100 + number)
+    step(2, 23, 102)
+    at(30, "loss_evaluated", step=2, total_steps=12, loss=1.0, best_step=2, best_loss=1.0, stops=False)
+    for number in range(3, 6): step(number, 30 + 3 * (number - 2), 100 + number)
     while not STOPPING: time.sleep(0.01)
     checkpoint(5)
-    at(33, "run_interrupted", step=5, checkpoint=None)
+    at(40, "run_interrupted", step=5, checkpoint=None)
     sys.exit(3)
     """
 
     trial = run_trial(run_spec, settings, scripted(BEGINNING + _dedented(body)), lambda _: None)
 
     assert (trial.steps, trial.step_s, trial.total_steps) == (4, 3.0, 12)
+    assert trial.evaluation_s == 7.0
     assert (trial.prepare_s, trial.model_s, trial.baseline_s, trial.checkpoint_s) == (8.0, 3.0, 2.0, 1.0)
     assert (trial.rung, trial.peak_bytes) == ("4bit", 105)
     assert list(settings.output_root.iterdir()) == []
@@ -167,7 +170,18 @@ def test_a_failed_trial_raises_what_the_run_would_have_said_and_keeps_its_log(
     assert list(settings.output_root.iterdir()) == []
 
 
-def test_the_whole_time_is_what_is_done_once_and_every_step(run_spec: RunSpec) -> None:
+@pytest.mark.parametrize(
+    ("evaluation", "evaluations"),
+    [
+        ({}, 0),
+        ({"eval_strategy": "steps", "eval_steps": 300}, 4),
+        ({"eval_strategy": "steps"}, 100),
+        ({"eval_strategy": "epoch"}, 3),
+    ],
+)
+def test_the_whole_time_is_what_is_done_once_and_every_step_and_evaluation(
+    run_spec: RunSpec, evaluation: dict[str, Any], evaluations: int
+) -> None:
     trial = Trial(
         rung="4bit",
         total_steps=1000,
@@ -177,14 +191,15 @@ def test_the_whole_time_is_what_is_done_once_and_every_step(run_spec: RunSpec) -
         prepare_s=20.0,
         model_s=3.0,
         baseline_s=2.0,
+        evaluation_s=10.0,
         checkpoint_s=1.0,
         checkpoint_bytes=1,
         peak_bytes=None,
     )
 
-    time = expected_time(run_spec, trial)
+    time = expected_time(_training(run_spec, **evaluation), trial)
 
-    assert time.training_s == 1000 * 0.5 + 6 * 1.0  # a checkpoint at every 200th step and at the end
+    assert time.training_s == 1000 * 0.5 + 5 * 1.0 + evaluations * 10.0  # a checkpoint at every 200th step
     assert time.duration_s == 20.0 + time.training_s + 6.0 + 3.0
 
 
