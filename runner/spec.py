@@ -173,6 +173,13 @@ class Training(Spec):
     ] = "adamw_torch_fused"
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Tokens; longer rows are cut and counted."""
+    completion_only_loss: bool = True
+    """Loss on the completion alone of rows with prompt and completion; false trains on the prompt too."""
+    assistant_only_loss: bool = True
+    """Loss on the assistant's turns alone of messages; false trains on all turns."""
+    chat_template: Literal["auto", "own", "plain"] = "auto"
+    """Renders messages: the base model's own template, or a plain one; `auto` takes the plain one where there is none
+    or where its marks were never trained."""
     packing: bool = False
     """Put several rows into one sequence of `max_length` tokens."""
     gradient_checkpointing: bool = False

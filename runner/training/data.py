@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from runner.errors import DatasetError
 from runner.events import DataMixed
 from runner.reports import ShareReport
-from runner.spec import RunSpec
+from runner.row_formats import RowFormat
+from runner.spec import RunSpec, Training
 from runner.training.audit import Repeats, find_warnings
+from runner.training.chat_template import settle_chat_template
 from runner.training.draw import asked_of, draw_rows
-from runner.training.encoding import PLAIN_CHAT_TEMPLATE, EncodedRow, encode_rows
+from runner.training.encoding import EncodedRow, encode_rows
 from runner.training.reading import read_datasets
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 IGNORED_LABEL = -100
@@ -64,15 +67,19 @@ class _Row:
         return sum(label != IGNORED_LABEL for label in self.labels[1:])
 
 
-def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Path) -> Mix:
+def mix_data(
+    spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Path, *, embedding: Tensor | None = None
+) -> Mix:
     """Read, draw, tokenize, truncate and audit the project's rows.
 
-    Gives the tokenizer a plain chat template where messages need one and the base model brings none.
+    Gives the tokenizer the chat template that messages are rendered with.
 
     Args:
         spec: The attempt's specification.
         tokenizer: The base model's tokenizer.
         projects_dir: The folder that data paths are relative to.
+        embedding: (vocabulary, width), the base model's input embedding; without it, a chat template whose marks were
+            never trained is not found out.
 
     Raises:
         DatasetError: A file is missing or malformed, or nothing of it can be trained on.
@@ -81,8 +88,9 @@ def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Pa
     training, evaluation = spec.project.training, spec.project.evaluation
     shares = [(trait.trait_type, share) for trait in spec.project.traits for share in trait.datasets]
     files = read_datasets(spec, sorted({share.dataset_id for _, share in shares}), projects_dir)
-    if tokenizer.chat_template is None and any(file.format == "messages" for file in files.values()):
-        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    note = None
+    if any(file.format == "messages" for file in files.values()):
+        note = settle_chat_template(tokenizer, embedding, training.chat_template)
     draws = draw_rows(
         shares,
         {dataset_id: len(file.rows) for dataset_id, file in files.items()},
@@ -100,6 +108,8 @@ def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Pa
             encoded = encode_rows(tokenizer, file.format, [file.rows[row] for row in (*draw.trained, *draw.held_out)])
         except DatasetError as error:
             raise DatasetError(f"{entry.source}: {error.message}", hint=error.hint) from error
+        if _is_trained_whole(file.format, training):
+            encoded = [EncodedRow(row.input_ids, [True] * len(row.input_ids)) for row in encoded]
         rows = [
             _truncated(number, row, training.max_length, int(tokenizer.eos_token_id))
             for number, row in zip((*draw.trained, *draw.held_out), encoded, strict=True)
@@ -154,7 +164,14 @@ def mix_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, projects_dir: Pa
             repeats,
             leaked_rows=sum(map(len, held_out)) - sum(map(len, clean)),
             max_length=training.max_length,
+            note=note,
         ),
+    )
+
+
+def _is_trained_whole(row_format: RowFormat, training: Training) -> bool:
+    return (row_format == "messages" and not training.assistant_only_loss) or (
+        row_format == "prompt_completion" and not training.completion_only_loss
     )
 
 
@@ -179,6 +196,7 @@ def _event(
     *,
     leaked_rows: int,
     max_length: int,
+    note: str | None,
 ) -> DataMixed:
     return DataMixed(
         shares=tuple(reports),
@@ -189,11 +207,14 @@ def _event(
         duplicate_rows=repeats.duplicates,
         repeated_rows=repeats.repeated,
         leaked_rows=leaked_rows,
-        warnings=find_warnings(
-            reports,
-            max_length=max_length,
-            duplicate_rows=repeats.duplicates,
-            repeated_rows=repeats.repeated,
-            leaked_rows=leaked_rows,
+        warnings=(
+            *([note] if note else []),
+            *find_warnings(
+                reports,
+                max_length=max_length,
+                duplicate_rows=repeats.duplicates,
+                repeated_rows=repeats.repeated,
+                leaked_rows=leaked_rows,
+            ),
         ),
     )

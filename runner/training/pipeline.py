@@ -27,6 +27,7 @@ from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter,
 from runner.training.best_checkpoint import Evaluations
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.card import Outcome
+from runner.training.chat_template import input_embedding
 from runner.training.checkpoints import CHECKPOINTS, complete_checkpoints, describe_run, newest_checkpoint
 from runner.training.data import Mix, mix_data
 from runner.training.evaluation import evaluate, prepare_questions
@@ -185,7 +186,12 @@ def _train(
         unpinned = spec
         spec = ranks.from_first(lambda: pin_datasets(unpinned))
         _write_spec(run_dir, spec)
-        mix = mix_data(spec, tokenizer, projects_dir)
+        mix = mix_data(
+            spec,
+            tokenizer,
+            projects_dir,
+            embedding=input_embedding(loaded.model),
+        )
         questions = prepare_questions(spec, tokenizer, projects_dir, as_chat=mix.as_chat)
         emit(mix.event)
         folder = loaded.source.folder
