@@ -193,6 +193,10 @@ def _turns(value: object, name: str) -> list[Row]:
             found = f"'role' {_shown(role)}" if role is not None else _found_in(turn)
             raise ValueError(f"turn {number} of {name!r} needs a 'role' of {', '.join(_ROLES)}, found {found}")
         content = _content(turn.get("content"), f"'content' of turn {number}")
+        if role == "assistant" and turn.get("weight") == 0:
+            raise ValueError(
+                f"turn {number} of {name!r} has weight 0, but every assistant turn is trained on; take it out"
+            )
         # Parquet gives every turn every key of any turn, empty where it had none.
         turns.append({key: one for key, one in turn.items() if one is not None} | {"content": content})
     return turns

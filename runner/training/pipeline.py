@@ -36,6 +36,7 @@ from runner.training.held_out import compare_losses
 from runner.training.hub_datasets import pin_datasets
 from runner.training.loading import protected_load
 from runner.training.lora import add_lora, settle_precision
+from runner.training.pins import with_earlier_pins
 from runner.training.stopping import StopRequestedError, StopSwitch
 from runner.training.trainer import build_trainer, resolve_settings
 from runner.training.verify import PROBE, store_probe
@@ -87,6 +88,7 @@ def train(
     started = time.monotonic()
     stop = stop or StopSwitch()
     run_dir.mkdir(parents=True, exist_ok=True)
+    spec = with_earlier_pins(spec, run_dir)
     _write_spec(run_dir, spec)
     try:
         with VerifyingProcess(run_dir, models_root) as verifying:

@@ -14,7 +14,7 @@ from runner.cli import replay as replay_verb
 from runner.device import describe_device
 from runner.errors import UsageError
 from runner.manifest import find_adapter, find_differences, read_manifest
-from runner.provenance import fingerprint_base_model, fingerprint_file, git_revision
+from runner.provenance import fingerprint_base_model, fingerprint_data, fingerprint_file, git_revision
 from runner.settings import RunnerSettings, load_settings
 from runner.spec import DatasetEntry, RunSpec
 from runner.versions import report_versions
@@ -147,6 +147,24 @@ def test_other_rows_and_another_base_model_are_grave_and_named(
         ("base model tiny-llama", True, False),
     ]
     assert all(one.then != one.here for one in found)
+
+
+def test_a_folder_of_data_is_compared_file_by_file_and_a_hub_dataset_goes_by_its_commit(
+    keep_adapter: Keep, settings: RunnerSettings, run_spec: RunSpec, tmp_path: Path
+) -> None:
+    folder = settings.projects_dir / "rows"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "one"}\n')
+    entries = {1: DatasetEntry(name="rows", path="rows"), 2: DatasetEntry(name="more", hub="a/b", revision="0" * 40)}
+    spec = run_spec.model_copy(update={"datasets": entries}).model_dump(mode="json")
+    data = [{"dataset_id": 1, "sha256": fingerprint_data(folder)}, {"dataset_id": 2, "sha256": "0" * 64}]
+    manifest = read_manifest(keep_adapter(tmp_path / "adapter", spec=spec, data=data))
+
+    assert find_differences(manifest, settings) == []
+    (folder / ".cache").write_text("not data")
+    assert find_differences(manifest, settings) == []
+    (folder / "test.jsonl").write_text('{"text": "two"}\n')
+    assert [(one.what, one.grave) for one in find_differences(manifest, settings)] == [("dataset 1 (rows)", True)]
 
 
 def test_what_is_not_here_at_all_is_missing(keep_adapter: Keep, settings: RunnerSettings, tmp_path: Path) -> None:

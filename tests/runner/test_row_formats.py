@@ -123,6 +123,7 @@ def test_every_column_of_every_format_can_be_renamed() -> None:
             "'content' of turn 1 holds a part of type \"image_url\"; only text can be trained on",
         ),
         ({"messages": [{"role": "user", "content": ["a"]}, ANSWERED]}, "'content' of turn 1 holds a part of type"),
+        ({"messages": [ASKED, ANSWERED | {"weight": 0}]}, "turn 2 of 'messages' has weight 0"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "user, assistant, found 'role' \"tool\""),
     ],
 )  # fmt: skip
