@@ -45,6 +45,8 @@ from runner.jobs import JobRecord
 from runner.reports import DefectReport, LoadReceipt, PackageVersion, ShareReport, TraitLoss
 
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
+CLEARLY = 0.05
+"""Share by which a held-out loss must be lower for its step to be worth naming."""
 ERROR_LIMIT = 2_500
 """Characters of an error's message; its end is kept."""
 
@@ -82,7 +84,7 @@ def render_milestone(story: Story, stored: StoredEvent, *, pool_is_served: bool 
         case TrainingStarted():
             return render_progress(tell(story, stored)) if story.training is None else None
         case Evaluated() as event:
-            return _evaluation(event, story.baseline) if story.evaluation is None else None
+            return _evaluation(event, story) if story.evaluation is None else None
         case AdapterVerified() as event:
             return _verified(event) if story.verified is None else None
         case JobSucceeded() as event:
@@ -265,20 +267,32 @@ def _baseline(event: Evaluated) -> Message | None:
     return compose([f"*Before training* · {' · '.join(scores)}"]) if scores else None
 
 
-def _evaluation(event: Evaluated, baseline: Evaluated | None) -> Message:
-    lines = ["*After training*"]
+def _evaluation(event: Evaluated, story: Story) -> Message:
+    lines, baseline = ["*After training*"], story.baseline
     before = {one.dataset_id: one for one in baseline.exact_match} if baseline is not None else {}
     for one in event.exact_match:
         was = before.get(one.dataset_id)
         earlier = f"{was.correct} of {was.total} ({percent(was.share)}) → " if was is not None else ""
         lines.append(f"{escape(one.dataset_name)}: {earlier}{one.correct} of {one.total} right ({percent(one.share)})")
     lines += [_held_out(one) for one in event.held_out]
+    lines += _better_earlier(story)
     if not event.samples:
         return compose(lines)
     old = {sample.prompt: sample.completion for sample in baseline.samples} if baseline is not None else {}
     rows = [("Prompt", "Before", "After")]
     rows += [(sample.prompt, old.get(sample.prompt, "—"), sample.completion) for sample in event.samples]
     return compose_with_table(lines, rows)
+
+
+def _better_earlier(story: Story) -> list[str]:
+    """Tell of a step whose adapter would have been clearly better on held-out rows than the one that was taken."""
+    last, training = story.held_out, story.record.spec.project.training
+    if last is None or last.best_step is None or training.load_best_model_at_end:
+        return []
+    if last.best_loss * (1 + CLEARLY) >= last.loss:
+        return []
+    lowest = f"The held-out loss was lowest at step {number(last.best_step)}: {figure(last.best_loss)}"
+    return [f"{lowest}. `load_best_model_at_end=true` would take the adapter of that step."]
 
 
 def _trait(one: TraitLoss) -> str:

@@ -23,6 +23,7 @@ from runner.events import (
     JobQueued,
     JobRequeued,
     JobSucceeded,
+    LossEvaluated,
     MetricsLogged,
     ModelLoaded,
     PhaseStarted,
@@ -245,6 +246,19 @@ def test_held_out_losses_are_told_before_and_after_and_a_worse_trait_is_marked(
         "⚠️ held-out loss of &lt;tone&gt;: 2 → 2.5 on 25 rows, 300 tokens · worse than the base model",
     ]
     assert _lines(last)[2] == "⚠️ Worse than the base model on held-out rows: &lt;tone&gt;"
+
+
+def test_a_step_that_would_have_been_better_is_named_with_the_setting_that_takes_it(render: Render) -> None:
+    over = LossEvaluated(step=120, total_steps=120, loss=5.709, best_step=20, best_loss=3.796)
+    about_as_good = over.model_copy(update={"loss": 3.8})
+    (told,), (quiet,) = (render([measured, Evaluated(when="after")]) for measured in (over, about_as_good))
+    assert _lines(told)[1:] == [
+        (
+            "The held-out loss was lowest at step 20: 3.796. "
+            "`load_best_model_at_end=true` would take the adapter of that step."
+        )
+    ]
+    assert _lines(quiet) == ["*After training*"]
 
 
 def test_what_only_moves_the_plan_makes_no_reply(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
