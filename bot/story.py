@@ -146,5 +146,6 @@ def _tell(story: Story, event: AnyEvent) -> Story:  # noqa: C901, PLR0911, PLR09
         case JobSucceeded() | JobFailed() | JobCancelled():
             return replace(story, end=event)
         case _:
-            # The child's own last line: the store tells the same as job_succeeded, job_failed or job_requeued.
+            # A halved batch has its reply and no place in the plan. The child's own last line: the store tells the same
+            # as job_succeeded, job_failed or job_requeued.
             return story

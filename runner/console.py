@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from runner.events import (
     AdapterSaved,
     AdapterVerified,
+    BatchHalved,
     CheckpointSaved,
     ChildEvent,
     ConfigLoaded,
@@ -45,7 +46,7 @@ def describe_event(event: ChildEvent) -> list[str]:  # noqa: C901, PLR0911, PLR0
         case ConfigLoaded():
             revision = f", revision {event.revision}" if event.revision else ""
             return [f"Config: model_type {event.model_type} (from {event.source}), {event.config_class}{revision}"]
-        case RungFailed():
+        case RungFailed() | BatchHalved():
             return [event.announcement]
         case ModelLoaded():
             return [event.announcement, *_receipt(event)]

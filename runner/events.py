@@ -217,6 +217,32 @@ class LossEvaluated(Event):
     """Whether training ends here because the loss has not become better for long enough."""
 
 
+class BatchHalved(Event):
+    """`batch_halved`: memory ran out; fewer rows at once, accumulated to as many rows a step as before."""
+
+    kind: Literal["batch_halved"] = "batch_halved"
+    step: int
+    """The optimizer step that did not fit, 1 for the first."""
+    reason: str
+    """First line of the error."""
+    former_batch_size: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    resumed_from_step: int = 0
+    """Optimizer steps of the checkpoint that training goes on from; 0 when it begins again."""
+
+    @property
+    def announcement(self) -> str:
+        """The warning, in the style of the ladder's."""
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        where = f", from the checkpoint of step {self.resumed_from_step}" if self.resumed_from_step else ""
+        return (
+            f"⚠️ per_device_train_batch_size {self.former_batch_size} ran out of memory at step {self.step}, trying "
+            f"{self.per_device_train_batch_size} with gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            f"{where}... (still {rows} rows a step)"
+        )
+
+
 class CheckpointSaved(Event):
     """`checkpoint_saved`: a complete checkpoint that another attempt can resume from."""
 
@@ -354,7 +380,8 @@ class JobCancelled(Event):
 
 ChildEvent = (
     VersionsReported | PhaseStarted | TokenizerLoaded | ConfigLoaded | RungFailed | ModelLoaded | DataMixed
-    | TrainingStarted | MetricsLogged | LossEvaluated | CheckpointSaved | Evaluated | AdapterSaved | AdapterVerified
+    | TrainingStarted | BatchHalved | MetricsLogged | LossEvaluated | CheckpointSaved | Evaluated | AdapterSaved
+    | AdapterVerified
     | RunSucceeded | RunFailed | RunInterrupted
 )  # fmt: skip
 """What a training child may write."""

@@ -238,5 +238,9 @@ class RunSummary(Record):
     """Seconds of this attempt from the start of the child."""
     guard_interceptions: int
     """Dict assignments over a Config object that were turned away, in the whole run."""
+    per_device_train_batch_size: int | None = None
+    """Rows at once that fitted into memory at the end, None where it was not recorded."""
+    gradient_accumulation_steps: int | None = None
+    """Such batches a step."""
     peak_bytes: int | None = None
     """Most memory that the training process held: PyTorch's allocations on a GPU, its resident set on a CPU."""

@@ -16,7 +16,9 @@ from runner.spec import RunSpec
 Fact = str | int | float | bool | list[str] | None
 Facts = dict[str, Fact]
 
-WITHOUT_EFFECT = frozenset({"training.logging_steps", "training.save_steps", "training.save_total_limit"})
+WITHOUT_EFFECT = frozenset(
+    f"training.{name}" for name in ("logging_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size")
+)
 """Settings that a resumed run may change, because what is learned does not depend on them."""
 ROWS_A_STEP = "training.per_device_train_batch_size * gradient_accumulation_steps * compute.gpus"
 """Only the product counts: a batch that was halved for want of memory, or dealt out to other ranks, is the same job."""

@@ -26,6 +26,7 @@ from bot.render.text import (
 from bot.story import Story, tell
 from runner.events import (
     AdapterVerified,
+    BatchHalved,
     ConfigLoaded,
     DataMixed,
     Evaluated,
@@ -79,6 +80,8 @@ def render_milestone(story: Story, stored: StoredEvent, *, pool_is_served: bool 
             return None if told else _model(event)
         case DataMixed() as event:
             return None if story.mix is not None and story.mix.shares == event.shares else _data(event)
+        case BatchHalved() as event:
+            return compose([escape(event.announcement)])
         case Evaluated(when="before") as event:
             return _baseline(event) if story.baseline is None else None
         case TrainingStarted():

@@ -44,7 +44,8 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Announce the first step; a resumed run has loaded its state by now."""
-        # With it came the intervals of the run that wrote it; those may have been changed since.
+        # With it came the intervals and the batch of the run that wrote it; those may have been changed since.
+        state.train_batch_size = args.train_batch_size
         state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]  # transformers leaves it bare
         self._first_step = state.global_step
         self._emit(

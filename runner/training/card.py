@@ -44,7 +44,7 @@ def render_card(outcome: Outcome) -> str:
         f"# {project.name}\n",
         f"{_cell(project.description)}\n" if project.description else "",
         f"{made}\n",
-        f"{_training(summary)}\n",
+        f"{_training(project, summary)}\n",
         "![Loss by optimizer step](loss.png)\n",
         _verified(outcome.verified),
         _data(outcome.mix.event),
@@ -110,8 +110,12 @@ def _verified(verified: AdapterVerified) -> str:
     )
 
 
-def _training(summary: RunSummary) -> str:
+def _training(project: ProjectSpec, summary: RunSummary) -> str:
     told = f"Loss {summary.loss_first:.4g} → {summary.loss_last:.4g} in {summary.steps} steps."
+    asked, fitted = project.training.per_device_train_batch_size, summary.per_device_train_batch_size
+    if fitted is not None and fitted != asked:
+        times = summary.gradient_accumulation_steps
+        told += f" A step was {fitted} rows {times} times: {asked} rows at once did not fit into memory."
     if summary.stopped_early_of is not None:
         told += f" {summary.stopped_early_of} were planned; the held-out loss had become no better."
     if summary.adapter_step is not None:

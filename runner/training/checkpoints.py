@@ -52,6 +52,11 @@ class Checkpoint:
     def _state(self) -> dict[str, Any]:
         return dict(json.loads((self.path / "trainer_state.json").read_text(encoding="utf-8")))
 
+    @property
+    def batch_size(self) -> int:
+        """Rows at once that it was trained with."""
+        return int(self._state["train_batch_size"])
+
 
 def describe_run(spec: RunSpec, mix: Mix, rung: Rung, base_fingerprint: str | None) -> RunFacts:
     """All that a resumed run must share with the one that wrote the checkpoint.

@@ -15,30 +15,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from runner.errors import DiskFullError, MemoryExhaustedError, TrainingError
 from runner.events import AdapterSaved, ChildEvent, Evaluated, PhaseStarted, RunInterrupted, RunSucceeded, parse_event
 from runner.provenance import fingerprint_base_model, git_revision
 from runner.reports import LoadReceipt, Phase, RunSummary
-from runner.spec import RunSpec
+from runner.resuming import RunFacts
+from runner.spec import RunSpec, Training
 from runner.training import ranks
 from runner.training.accelerator import choose_device, describe, peak_bytes
 from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
+from runner.training.batch_halving import NothingFitsError, as_before, train_within_memory
 from runner.training.best_checkpoint import Evaluations
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.card import Outcome
 from runner.training.chat_template import input_embedding
-from runner.training.checkpoints import CHECKPOINTS, complete_checkpoints, describe_run, newest_checkpoint
+from runner.training.checkpoints import CHECKPOINTS, Checkpoint, complete_checkpoints, describe_run, newest_checkpoint
 from runner.training.data import Mix, mix_data
 from runner.training.evaluation import evaluate, prepare_questions
 from runner.training.failures import is_disk_full, is_out_of_memory
 from runner.training.held_out import compare_losses
 from runner.training.hub_datasets import pin_datasets
-from runner.training.loading import protected_load
+from runner.training.loading import LoadedModel, protected_load
 from runner.training.lora import add_lora, settle_precision
+from runner.training.memory_advice import one_row_does_not_fit, room_bytes
 from runner.training.pins import with_earlier_pins
 from runner.training.stopping import StopRequestedError, StopSwitch
-from runner.training.trainer import build_trainer, resolve_settings
+from runner.training.trainer import AdapterTrainer, build_trainer, resolve_settings
 from runner.training.verify import PROBE, store_probe
 from runner.training.verifying_process import VerifyingProcess
 from runner.versions import report_versions
@@ -62,6 +66,8 @@ class _Trained:
     adapter_step: int | None
     """Whose adapter was taken, None for the last."""
     train_s: float
+    training: Training
+    """With the batch that fitted into memory."""
     peak_bytes: int
     base_fingerprint: str | None
 
@@ -123,6 +129,8 @@ def train(
         train_s=trained.train_s,
         duration_s=time.monotonic() - started,
         guard_interceptions=trained.receipt.guard_interceptions,
+        per_device_train_batch_size=trained.training.per_device_train_batch_size,
+        gradient_accumulation_steps=trained.training.gradient_accumulation_steps,
         peak_bytes=trained.peak_bytes,
     )
     outcome = Outcome(
@@ -221,27 +229,10 @@ def _train(
 
         emit(PhaseStarted(phase=Phase.TRAINING))
         model = add_lora(loaded.model, project.lora, training.seed)
-        progress = Progress(
-            emit,
-            settings=resolve_settings(spec, loaded.receipt.compute_dtype, loaded.receipt.device),
-            trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        )
-        trainer = build_trainer(
-            model,
-            tokenizer,
-            mix,
-            training,
-            output_dir=run_dir / CHECKPOINTS,
-            compute_dtype=loaded.receipt.compute_dtype,
-            callbacks=[
-                progress,
-                Checkpoints(emit, facts=facts, keep=training.save_total_limit),
-                StopAtStep(stop),
-                *([Evaluations(emit, training)] if training.eval_strategy != "no" else []),
-            ],
-        )
         training_started = time.monotonic()
-        trainer.train_from(resume)
+        trainer, training = _train_adapter(
+            model, spec, loaded, mix, run_dir=run_dir, facts=facts, resume=resume, emit=emit, stop=stop
+        )
         train_s = time.monotonic() - training_started
         stop.raise_if_set()
         if not ranks.is_first():
@@ -283,8 +274,56 @@ def _train(
             adapter_step=adapter_step,
             train_s=train_s,
             base_fingerprint=base_fingerprint,
+            training=training,
             peak_bytes=peak_bytes(loaded.model.device),
         )
+
+
+def _train_adapter(
+    model: PeftModel,
+    spec: RunSpec,
+    loaded: LoadedModel,
+    mix: Mix,
+    *,
+    run_dir: Path,
+    facts: RunFacts,
+    resume: Checkpoint | None,
+    emit: Emit,
+    stop: StopSwitch,
+) -> tuple[AdapterTrainer, Training]:
+    """Train to the end or to a stop, in batches that fit into memory; returns the settings that did."""
+    project, receipt = spec.project, loaded.receipt
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+    def build(training: Training) -> AdapterTrainer:
+        settings = resolve_settings(spec, receipt.compute_dtype, receipt.device, fitting=training)
+        return build_trainer(
+            model,
+            loaded.tokenizer,
+            mix,
+            training,
+            output_dir=run_dir / CHECKPOINTS,
+            compute_dtype=receipt.compute_dtype,
+            callbacks=[
+                Progress(emit, settings=settings, trainable_parameters=trainable),
+                Checkpoints(emit, facts=facts, keep=training.save_total_limit),
+                StopAtStep(stop),
+                *([Evaluations(emit, training)] if training.eval_strategy != "no" else []),
+            ],
+        )
+
+    try:
+        return train_within_memory(
+            build,
+            model,
+            as_before(project.training, resume),
+            resume,
+            newest=lambda: newest_checkpoint(run_dir, facts),
+            emit=emit,
+        )
+    except NothingFitsError as error:
+        dtype, room = getattr(torch, receipt.compute_dtype), room_bytes(model.device)
+        raise one_row_does_not_fit(loaded.config, project, mix, trainable, dtype, room=room) from error
 
 
 def _write_spec(run_dir: Path, spec: RunSpec) -> None:

@@ -57,6 +57,15 @@ class AdapterTrainer(SFTTrainer):
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write nothing; TRL would write a card at every checkpoint."""
 
+    @property
+    def _train_batch_size(self) -> int:
+        """Rows at once: always the arguments'. transformers 4.57 takes the checkpoint's, though fewer may fit now."""
+        return int(self.args.train_batch_size)
+
+    @_train_batch_size.setter
+    def _train_batch_size(self, _rows: int) -> None:
+        """Leave it as the arguments say."""
+
     @override
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         """Deal rows out to several ranks as `equal_shares` says."""
@@ -209,13 +218,25 @@ def _refuse_gpu_optimizer(training: Training) -> None:
         )
 
 
-def resolve_settings(spec: RunSpec, compute_dtype: str, device: str) -> tuple[Resolved, ...]:
-    """List every hyperparameter with its value and who decided it."""
+def resolve_settings(
+    spec: RunSpec, compute_dtype: str, device: str, *, fitting: Training | None = None
+) -> tuple[Resolved, ...]:
+    """List every hyperparameter with its value and who decided it.
+
+    Args:
+        spec: What was asked for.
+        compute_dtype: The receipt's.
+        device: The receipt's.
+        fitting: The settings that fit into this host's memory, where they are others.
+    """
     resolved = []
+    training = spec.project.training
     for section in SECTIONS:
         for name, value in getattr(spec.project, section).model_dump(mode="json").items():
             path = f"{section}.{name}"
-            if path in spec.overrides:
+            if section == "training" and fitting is not None and getattr(fitting, name) != getattr(training, name):
+                resolved.append(Resolved(name=name, value=_shown(getattr(fitting, name)), origin="host"))
+            elif path in spec.overrides:
                 resolved.append(Resolved(name=name, value=_shown(value), origin="override"))
             elif path in spec.stated:
                 resolved.append(Resolved(name=name, value=_shown(value), origin="project"))

@@ -13,6 +13,7 @@ from bot.story import Story, tell
 from bot.workspace.blocks import check_blocks
 from runner.events import (
     AnyEvent,
+    BatchHalved,
     CheckpointSaved,
     ChildEvent,
     DataMixed,
@@ -416,3 +417,22 @@ def test_every_reply_of_a_good_run_is_accepted(render: Render, good_run: tuple[C
     for message in render([JobQueued(position=1, pool="cpu"), CLAIMED, *good_run]):
         check_blocks(list(message.blocks))
         check_blocks(list(message.classic or message.blocks), refused=("table", "plan"))
+
+
+def test_a_halved_batch_is_told(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    halved = BatchHalved(
+        step=3,
+        reason="can't allocate memory",
+        former_batch_size=8,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        resumed_from_step=2,
+    )
+    run = [*_of(good_run, TrainingStarted), halved, *_of(good_run, TrainingStarted)]
+
+    assert _lines(render(run)[-1]) == [
+        (
+            "⚠️ per_device_train_batch_size 8 ran out of memory at step 3, trying 4 with gradient_accumulation_steps 2, "
+            "from the checkpoint of step 2... (still 8 rows a step)"
+        )
+    ]
