@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 import torch
 from peft.utils import get_peft_model_state_dict, load_peft_weights
+from transformers import TrainerCallback
 
 from runner.errors import DatasetError, TrainingError
 from runner.events import ChildEvent, LossEvaluated
 from runner.spec import RunSpec
 from runner.training.adapter import plot_loss
 from runner.training.best_checkpoint import Evaluations, judge
-from runner.training.callbacks import Checkpoints, Progress
+from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.checkpoints import complete_checkpoints, describe_run
 from runner.training.data import mix_data
 from runner.training.loading import protected_load
 from runner.training.lora import add_lora
+from runner.training.stopping import StopSwitch
 from runner.training.trainer import AdapterTrainer, build_trainer
 
 MakeSpec = Callable[..., RunSpec]
@@ -50,7 +52,9 @@ class Built:
 
 
 @contextmanager
-def build(spec: RunSpec, models_root: Path, folder: Path) -> Iterator[Built]:
+def build(
+    spec: RunSpec, models_root: Path, folder: Path, *, run: str = "run", callbacks: Sequence[TrainerCallback] = ()
+) -> Iterator[Built]:
     """The trainer as the pipeline builds it."""
     events: list[ChildEvent] = []
     training = spec.project.training
@@ -61,15 +65,28 @@ def build(spec: RunSpec, models_root: Path, folder: Path) -> Iterator[Built]:
             loaded.tokenizer,
             mix,
             training,
-            output_dir=folder / "run" / "checkpoints",
+            output_dir=folder / run / "checkpoints",
             compute_dtype=loaded.receipt.compute_dtype,
             callbacks=[
                 Progress(events.append, settings=(), trainable_parameters=1),
                 Checkpoints(events.append, facts=describe_run(spec, mix, "none", None), keep=1),
+                *callbacks,
                 *([Evaluations(events.append, training)] if training.eval_strategy != "no" else []),
             ],
         )
         yield Built(trainer, events)
+
+
+class _StopAfter(TrainerCallback):
+    """Sets the switch once a step is done, so that the step after it is the last."""
+
+    def __init__(self, step: int, stop: StopSwitch) -> None:
+        self._step = step
+        self._stop = stop
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # the trainer's
+        if state.global_step == self._step:
+            self._stop.set()
 
 
 def _history(*losses: float) -> list[dict[str, Any]]:
@@ -245,3 +262,35 @@ def test_an_evaluation_without_any_held_out_row_is_refused_with_the_lever(
 
     assert caught.value.hint is not None
     assert "evaluation.held_out_percentage" in caught.value.hint
+
+
+def test_a_run_that_was_stopped_and_resumed_measures_and_judges_as_a_whole_one(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path, addition: list[dict[str, Any]]
+) -> None:
+    spec = make_spec(
+        tmp_path,
+        addition[:20],
+        training=STEPS | EVERY_STEP | {"logging_steps": 1, "load_best_model_at_end": True},
+        lora={"lora_dropout": 0.1, "modules_to_save": ["lm_head"]},
+        evaluation={"held_out_percentage": 20.0},
+        quantization={"ladder": ["4bit"]},
+    )
+    histories: dict[str, list[dict[str, Any]]] = {}
+    with build(spec, models_root, tmp_path, run="whole") as whole:
+        whole.trainer.train_from(None)
+        histories["whole"] = whole.trainer.state.log_history
+    stop = StopSwitch()
+
+    with build(spec, models_root, tmp_path, run="stopped", callbacks=[StopAtStep(stop)]) as stopped:
+        stopped.trainer.add_callback(_StopAfter(3, stop))
+        stopped.trainer.train_from(None)
+        assert stopped.trainer.state.global_step == 4
+    with build(spec, models_root, tmp_path, run="stopped") as resumed:
+        resumed.trainer.train_from(complete_checkpoints(tmp_path / "stopped")[-1])
+        histories["resumed"] = resumed.trainer.state.log_history
+
+    assert [event.step for event in stopped.measured + resumed.measured] == [1, 2, 3, 4, 5, 6]
+    for key in ("loss", "eval_loss"):
+        of_whole, of_both = ([r[key] for r in history if key in r] for history in histories.values())
+        assert of_both == of_whole
+    assert judge(histories["resumed"]) == judge(histories["whole"])
