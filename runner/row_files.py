@@ -92,6 +92,9 @@ def _json_lines(file: BinaryIO) -> Iterator[RawRow | RowProblem]:
         if len(line) > LONGEST_ROW:
             yield RowProblem(row, f"{TOO_LONG}; write one JSON object a line", number)
             return
+        if row == 1 and line.lstrip().startswith(b"["):
+            yield RowProblem(row, 'begins a list; name file_type = "json", or write one JSON object a line', number)
+            continue
         try:
             yield RawRow(row, number, parse_line(line))
         except ValueError as error:

@@ -113,10 +113,11 @@ class RowReader:
     def _renamed(self, value: Row) -> Row:
         if not self._columns:
             return value
-        for name, column in self._columns.items():
-            if column not in value:
-                near = did_you_mean(column, map(str, value))
-                raise MissingColumnError(f"has no column {column!r} for {name}; found {_listed(value)}{near}")
+        missing = {name: column for name, column in self._columns.items() if column not in value}
+        if missing:
+            wanted = " and no ".join(f"column {column!r} for {name}" for name, column in missing.items())
+            near = "".join(did_you_mean(column, map(str, value)) for column in missing.values())
+            raise MissingColumnError(f"has no {wanted}; found {_listed(value)}{near}")
         return value | {name: value[column] for name, column in self._columns.items()}
 
     def _recognised(self, fields: Row, value: Row) -> WrittenFormat:

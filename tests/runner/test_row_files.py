@@ -55,6 +55,11 @@ def test_json_lines_count_rows_and_lines_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_a_list_in_a_file_of_json_lines_is_told_what_it_is(tmp_path: Path) -> None:
+    (problem, *_) = read(tmp_path / "rows.jsonl", '[\n  {"a": 1}\n]\n')
+    assert problem == RowProblem(1, 'begins a list; name file_type = "json", or write one JSON object a line', 1)
+
+
 def test_a_json_file_holds_a_list_or_one_object_a_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     assert read(path, '\ufeff[{"a": 1},\n {"a": 2}]') == [RawRow(1, 1, {"a": 1}), RawRow(2, 2, {"a": 2})]

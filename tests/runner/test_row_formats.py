@@ -137,6 +137,13 @@ def test_a_mapped_column_that_is_not_there_is_named_with_those_that_are() -> Non
     )
 
 
+def test_all_missing_columns_are_named_at_once() -> None:
+    assert refusal({"questoin": "a", "anwser": "b"}, prompt="question", completion="answer") == (
+        "has no column 'question' for prompt and no column 'answer' for completion; found 'questoin', 'anwser'"
+        "; did you mean 'questoin'?; did you mean 'anwser'?"
+    )
+
+
 def test_with_mapped_columns_only_their_formats_are_asked_for() -> None:
     assert refusal({"question": "a", "text": "b"}, prompt="question") == (
         "must have prompt + completion; found 'question', 'text'"
