@@ -79,6 +79,7 @@ def _manifest(outcome: Outcome, folder: Path) -> dict[str, Any]:
         "versions": {package.name: package.installed for package in outcome.versions.packages}
         | {"python": outcome.versions.python},
         "device": outcome.versions.device,
+        "settings": [setting.model_dump(mode="json") for setting in outcome.settings],
         "receipt": outcome.receipt.model_dump(mode="json"),
         "data": [
             share.model_dump(mode="json") | {"sha256": outcome.mix.fingerprints[share.dataset_id]}
@@ -96,12 +97,13 @@ def _manifest(outcome: Outcome, folder: Path) -> dict[str, Any]:
     }
 
 
-def plot_loss(log_history: Sequence[dict[str, Any]], path: Path) -> None:
+def plot_loss(log_history: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
     """Draw the loss over the optimizer steps of all attempts.
 
     Args:
         log_history: The trainer's records; those without a loss are passed over. Held-out losses are a second curve.
         path: The PNG file to write.
+        title: Whose curve it is.
     """
     # Imported here: matplotlib takes most of a second, and this runs beside the verifying process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
@@ -111,13 +113,19 @@ def plot_loss(log_history: Sequence[dict[str, Any]], path: Path) -> None:
         label: [(record["step"], record[key]) for record in log_history if key in record]
         for label, key in (("training", "loss"), ("held-out rows", "eval_loss"))
     }
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for label, points in curves.items():
         if points:
-            axes.plot([step for step, _ in points], [loss for _, loss in points], marker=".", label=label)
-    axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
-    if curves["held-out rows"]:
-        axes.legend()
+            told = f"{label}: {points[-1][1]:.3g} at the end"
+            best_step, best = min(points, key=lambda point: point[1])
+            # The training loss goes up and down by the batch; a held-out loss that has been lower is a finding.
+            if label == "held-out rows" and best_step != points[-1][0]:
+                told += f", lowest {best:.3g} at step {best_step}"
+            axes.plot([step for step, _ in points], [loss for _, loss in points], marker=".", label=told)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)", ylim=(0, None))
+    # A name is no formula, whatever it holds.
+    axes.set_title(title, parse_math=False)
+    axes.legend()
     axes.grid(visible=True, alpha=0.3)
     FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]  # matplotlib leaves it bare

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from runner.events import AdapterVerified, DataMixed, Evaluated, VersionsReported
-from runner.reports import RUNG_WORDS, LoadReceipt, RunSummary
+from runner.reports import RUNG_WORDS, LoadReceipt, Resolved, RunSummary
 from runner.spec import ProjectSpec, RunSpec
 from runner.training.data import Mix
+
+_GB = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Outcome:
     """Commit of the projects folder, None where it is under no version control."""
     base_fingerprint: str | None
     """Of a local base model's files, None for a hub model, whose commit the spec holds."""
+    settings: tuple[Resolved, ...]
+    """Every hyperparameter as it was used, and who decided it."""
 
 
 def render_card(outcome: Outcome) -> str:
@@ -51,8 +55,9 @@ def render_card(outcome: Outcome) -> str:
         _held_out(outcome.after),
         _exact_match(outcome.before, outcome.after, outcome.mix.event),
         _samples(outcome.before, outcome.after),
+        _settings(outcome.settings),
+        _making(outcome),
         _usage(project, receipt),
-        "`manifest.json` holds every setting, version and data fingerprint.\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -169,6 +174,42 @@ def _samples(before: Evaluated, after: Evaluated) -> str:
         (new.prompt, old.completion, new.completion) for old, new in zip(before.samples, after.samples, strict=True)
     )
     return "## Samples\n\n" + _table(("prompt", "base", "adapter"), rows)
+
+
+def _settings(settings: Iterable[Resolved]) -> str:
+    """A table of what somebody decided; what nobody did is one sentence."""
+    origins = {"project": "project file", "override": "override at the start", "host": "this host"}
+    settings = list(settings)
+    decided = [(one.name, one.value, origins[one.origin]) for one in settings if one.origin in origins]
+    defaults = ", ".join(f"{one.name} {one.value}" for one in settings if one.origin == "default")
+    table = _table(("setting", "value", "decided by"), decided)
+    return f"## Settings\n\n{table}" + (f"\nAt their defaults: {_cell(defaults)}.\n" if defaults else "")
+
+
+def _making(outcome: Outcome) -> str:
+    """Where it comes from, for whoever has to trust or repeat it."""
+    summary, versions, project = outcome.summary, outcome.versions, outcome.spec.project
+    base = f"commit {project.revision}" if project.revision else f"files with fingerprint {outcome.base_fingerprint}"
+    rows = [
+        ("base model", f"{project.base_model}, {base}"),
+        ("device", versions.device),
+        ("time", f"{summary.train_s:.0f} s of training in {summary.duration_s:.0f} s"),
+    ]
+    if summary.peak_bytes is not None:
+        rows.append(("memory", f"{summary.peak_bytes / _GB:.2f} GB at most"))
+    installed = [f"{package.name} {package.installed}" for package in versions.packages if package.installed]
+    rows.append(("libraries", f"{', '.join(installed)}, Python {versions.python}"))
+    rows += [
+        (f"{RUNG_WORDS[failed.rung]} failed", f"{failed.error_class}: {failed.reason}")
+        for failed in outcome.receipt.failed
+    ]
+    if outcome.git_revision is not None:
+        rows.append(("projects at git revision", outcome.git_revision))
+    return (
+        f"## How it was made\n\n{_table(('', ''), rows)}\n"
+        "`manifest.json` holds all of it, with the fingerprints of the data: `python -m runner replay` on this folder "
+        "trains it once more.\n"
+    )
 
 
 def _usage(project: ProjectSpec, receipt: LoadReceipt) -> str:

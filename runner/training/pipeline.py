@@ -111,7 +111,11 @@ def train(
             # On a CPU all ranks share the memory that the base model is loaded into once more.
             ranks.wait_for_all()
             verifying.begin()
-            plot_loss(trained.log_history, run_dir / LOSS_PLOT)
+            plot_loss(
+                trained.log_history,
+                run_dir / LOSS_PLOT,
+                f"{trained.spec.project.name} on {trained.spec.project.base_model}",
+            )
             revision = git_revision(projects_dir)
             verified = verifying.result(stop)
             emit(verified)
@@ -144,6 +148,7 @@ def train(
         summary=summary,
         git_revision=revision,
         base_fingerprint=trained.base_fingerprint,
+        settings=resolve_settings(trained.spec, trained.receipt.compute_dtype, trained.receipt.device),
     )
     write_documents(outcome, run_dir / ADAPTER)
     shutil.copyfile(run_dir / LOSS_PLOT, run_dir / ADAPTER / LOSS_PLOT)

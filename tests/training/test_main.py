@@ -83,6 +83,8 @@ def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any,
     assert "| rows 1 | 0 % | " in card
     assert "| 80 % of them |" in card
     assert "its logits differ from the trained model's by 0 at most" in card
+    assert "| device | cpu | this host |" in card or "| device | cuda:0 | this host |" in card
+    assert "base model | tiny, files with fingerprint " in card
 
 
 def test_the_adapter_names_its_base_model_as_the_project_does(finished_child: Any) -> None:
