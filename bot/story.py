@@ -115,7 +115,7 @@ def _tell(story: Story, event: AnyEvent) -> Story:  # noqa: C901, PLR0911, PLR09
         case ConfigLoaded():
             return replace(story, config=event)
         case RungFailed():
-            known = event.failed in story.failed_rungs
+            known = any(event.failed.is_told_by(told) for told in story.failed_rungs)
             return story if known else replace(story, failed_rungs=(*story.failed_rungs, event.failed))
         case ModelLoaded():
             return replace(story, model=event)

@@ -46,7 +46,9 @@ def describe_event(event: ChildEvent) -> list[str]:  # noqa: C901, PLR0911, PLR0
         case ConfigLoaded():
             revision = f", revision {event.revision}" if event.revision else ""
             return [f"Config: model_type {event.model_type} (from {event.source}), {event.config_class}{revision}"]
-        case RungFailed() | BatchHalved():
+        case RungFailed():
+            return _rung_failed(event)
+        case BatchHalved():
             return [event.announcement]
         case ModelLoaded():
             return [event.announcement, *_receipt(event)]
@@ -166,11 +168,24 @@ class TerminalStory:
         self._progress.stop()
 
 
+def _rung_failed(event: RungFailed) -> list[str]:
+    known = event.failed.meaning and event.failed.failure_class != "unknown"
+    return [event.announcement, *([f"  {event.failed.meaning}"] if known else [])]
+
+
 def _receipt(event: ModelLoaded) -> list[str]:
     receipt = event.receipt
     held = f"{receipt.model_bytes / _MB:.1f} MB, {receipt.compute_dtype} on {receipt.device}, {receipt.load_s:.1f} s"
     each = f", in each of {receipt.processes} processes" if receipt.processes > 1 else ""
-    return [f"  {receipt.quantized_modules} of {receipt.linear_modules} linear modules quantized, {held}{each}"]
+    share = f"{receipt.quantized_share:.0%} of the parameters"
+    counted = f"{receipt.quantized_modules} of {receipt.linear_modules} linear modules quantized, {share}"
+    lines = [f"  {counted}, {held}{each}"]
+    if receipt.load_peak_bytes is not None and receipt.steady_bytes is not None:
+        peak, steady = receipt.load_peak_bytes / _MB, receipt.steady_bytes / _MB
+        lines.append(f"  memory: {peak:.1f} MB at the peak of loading, {steady:.1f} MB after")
+    if receipt.stored_quantization:
+        lines.append(f"  the base model's files are stored quantized: {receipt.stored_quantization}")
+    return [*lines, *([f"⚠️ {receipt.warning}"] if receipt.warning else [])]
 
 
 def _mix(event: DataMixed) -> list[str]:

@@ -6,7 +6,7 @@ QLoRAError
 ├── JobError                  the requester: no such job, or it is over
 ├── PolicyError               the requester: not permitted
 ├── UnavailableError          the operator: Redis, a port, a folder
-└── TrainingError             whoever owns the model, the data or the host
+└── TrainingError             whoever owns the model, the data or the host; device-failed
     ├── MemoryExhaustedError  out-of-memory
     ├── ModelAccessError      model-not-found, model-gated, model-offline
     ├── ModelFilesError       model-corrupt
@@ -170,7 +170,7 @@ class DiskFullError(TrainingError):
 
 
 class LadderError(TrainingError):
-    """Every permitted rung failed."""
+    """Every permitted rung failed, or one did and the device has no room for the next."""
 
     code = "ladder-exhausted"
 

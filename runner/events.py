@@ -19,6 +19,7 @@ from runner.reports import (
     FailedRung,
     LoadReceipt,
     PackageVersion,
+    PadChoice,
     Phase,
     Record,
     Resolved,
@@ -72,7 +73,7 @@ class TokenizerLoaded(Event):
     vocab_size: int
     """Entries, added tokens included."""
     pad_token: str
-    pad_choice: Literal["existing", "reserved", "unk", "eos"]
+    pad_choice: PadChoice
     """Where the pad token came from; `eos` is safe here because masking is by position."""
     workaround: str | None = None
     """The upstream defect that was worked around, None when none was met."""

@@ -13,6 +13,13 @@ Rung = Literal["4bit", "8bit", "none"]
 RUNG_WORDS: dict[Rung, str] = {"4bit": "4-bit quantization", "8bit": "8-bit quantization", "none": "no quantization"}
 
 
+PadChoice = Literal["existing", "reserved", "unk", "eos"]
+"""Where a pad token came from: the tokenizer's own, a reserved one, the unknown token, or the end token."""
+
+ESCAPED_SHARE_LIMIT = 0.1
+"""From this share of escaped parameters on, a quantized model is warned about."""
+
+
 class Phase(StrEnum):
     """The stations of an attempt, in order."""
 
@@ -92,6 +99,28 @@ class FailedRung(Record):
     error_class: str
     reason: str
     """First line of the error, tokens redacted."""
+    failure_class: str = "unknown"
+    """Its line in the table of failures (`runner.training.failures`), such as `weight-shape`."""
+    meaning: str = ""
+    """What that line tells people."""
+    held_bytes: int | None = None
+    """Bytes that were still held once the rung was given up, above what was held before it: about nothing. None where
+    nobody knows."""
+
+    def is_told_by(self, other: FailedRung) -> bool:
+        """Whether another record tells the same to people: the bytes differ from try to try."""
+        return (self.rung, self.error_class, self.reason) == (other.rung, other.error_class, other.reason)
+
+
+class UnquantizedPart(Record):
+    """Weights of one name, over all layers, that a quantized model holds in floating point."""
+
+    name: str
+    """Such as `model.layers.*.mlp.experts.gate_up_proj`, or the kind where there is no one name."""
+    kind: Literal["embeddings", "output layer", "norms and biases", "escaped"]
+    """Why: `escaped` weights should have been quantized, and no version of the libraries does it."""
+    tensors: int
+    parameters: int
 
 
 class LoadReceipt(Record):
@@ -111,8 +140,18 @@ class LoadReceipt(Record):
     """Logical parameters of the base model: a 4-bit weight counts its unpacked elements."""
     quantized_parameters: int
     """Of these, parameters that are held quantized."""
+    unquantized: tuple[UnquantizedPart, ...] = ()
+    """What a quantized model still holds in floating point, largest first; empty on the unquantized rung."""
+    stored_quantization: str | None = None
+    """How the base model's files are quantized already, such as `bitsandbytes, 4-bit`; None where they are not."""
     model_bytes: int
     """Bytes of all parameters and buffers as held in memory, quantization state included."""
+    load_peak_bytes: int | None = None
+    """Most that loading and probing this rung took, above what the process held before; None where nobody knows."""
+    steady_bytes: int | None = None
+    """What it still took once loaded and probed."""
+    memory_method: str = ""
+    """How both were measured."""
     compute_dtype: str
     """Such as `bfloat16`."""
     device: str
@@ -123,10 +162,44 @@ class LoadReceipt(Record):
     probe_grad_norm: float
     """Gradient norm of the tiny backward pass at the embedding output; greater than 0."""
     config_class: str
+    revision: str | None = None
+    """Commit of the hub snapshot, None for a local folder."""
+    tokenizer_class: str | None = None
+    pad_token: str | None = None
+    pad_choice: PadChoice | None = None
+    """Where the pad token came from."""
     guard_interceptions: int = 0
     """How often something assigned a dict over a Config object and was turned away, so far."""
     processes: int = 1
     """Ranks that train together, each holding the whole model; every other figure is of one of them."""
+
+    @property
+    def quantized_share(self) -> float:
+        """Of all parameters, those that are held quantized, 0 to 1."""
+        return self.quantized_parameters / self.total_parameters if self.total_parameters else 0.0
+
+    @property
+    def escaped_parameters(self) -> int:
+        """Parameters that should have been quantized and are not."""
+        return sum(part.parameters for part in self.unquantized if part.kind == "escaped")
+
+    @property
+    def escaped_share(self) -> float:
+        """Of all parameters that should be quantized, those that are not, 0 to 1."""
+        meant = self.quantized_parameters + self.escaped_parameters
+        return self.escaped_parameters / meant if meant else 0.0
+
+    @property
+    def warning(self) -> str | None:
+        """Where so much escaped quantization that memory is not what people expect of the rung: which and how much."""
+        if self.escaped_share <= ESCAPED_SHARE_LIMIT:
+            return None
+        names = [part.name for part in self.unquantized if part.kind == "escaped"]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004  # as many as are listed
+        return (
+            f"{self.escaped_share:.0%} of the parameters that {RUNG_WORDS[self.rung]} is meant for stay unquantized: "
+            f"{', '.join(names[:3])}{more}. The model needs more memory than this rung promises."
+        )
 
 
 class ShareReport(Record):

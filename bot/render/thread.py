@@ -72,9 +72,8 @@ def render_milestone(story: Story, stored: StoredEvent, *, pool_is_served: bool 
         case ConfigLoaded() as event:
             return _config(event, story) if story.config is None else None
         case RungFailed() as event:
-            return (
-                None if event.failed in story.failed_rungs else compose([escape(keep_end(event.announcement, 2_500))])
-            )
+            told = any(event.failed.is_told_by(earlier) for earlier in story.failed_rungs)
+            return None if told else _rung_failed(event)
         case ModelLoaded() as event:
             told = story.model is not None and story.model.receipt.rung == event.receipt.rung
             return None if told else _model(event)
@@ -208,28 +207,39 @@ def _config(event: ConfigLoaded, story: Story) -> Message:
     return compose(lines)
 
 
+def _rung_failed(event: RungFailed) -> Message:
+    meaning = event.failed.meaning if event.failed.failure_class != "unknown" else ""
+    return compose([escape(keep_end(event.announcement, 2_500)), *([escape(meaning)] if meaning else [])])
+
+
 def _model(event: ModelLoaded) -> Message:
     receipt = event.receipt
-    guard = ""
-    if receipt.guard_interceptions:
-        guard = f"The config guard turned away {count(receipt.guard_interceptions, 'dict assignment')}"
     held = f"{megabytes(receipt.model_bytes)} · {escape(receipt.compute_dtype)} on {escape(receipt.device)}"
     if receipt.processes > 1:
         held += f" · in each of {receipt.processes} processes"
-    probe = f"Probe: loss {figure(receipt.probe_loss)}, gradient norm {figure(receipt.probe_grad_norm)}"
-    lines = [
-        escape(event.announcement),
-        f"{_quantized(receipt)} · {held}",
-        f"{probe} · loaded in {duration(receipt.load_s)}",
+    told = [
+        f"Probe: loss {figure(receipt.probe_loss)}, gradient norm {figure(receipt.probe_grad_norm)}",
+        f"loaded in {duration(receipt.load_s)}",
     ]
-    return compose([*lines, *([guard] if guard else [])])
+    if receipt.load_peak_bytes is not None and receipt.steady_bytes is not None:
+        peak, steady = megabytes(receipt.load_peak_bytes), megabytes(receipt.steady_bytes)
+        told.append(f"memory {peak} at the peak of loading, {steady} after")
+    lines = [escape(event.announcement), f"{_quantized(receipt)} · {held}", " · ".join(told)]
+    if receipt.stored_quantization:
+        lines.append(f"The base model's files are stored quantized: {code(receipt.stored_quantization)}")
+    if receipt.warning:
+        lines.append(f"⚠️ {escape(keep_end(receipt.warning, 1_000))}")
+    if receipt.guard_interceptions:
+        lines.append(f"The config guard turned away {count(receipt.guard_interceptions, 'dict assignment')}")
+    return compose(lines)
 
 
 def _quantized(receipt: LoadReceipt) -> str:
     if receipt.rung == "none":
         return f"{count(receipt.linear_modules, 'linear module')}, none quantized"
     bits = {"4bit": "4-bit", "8bit": "8-bit"}[receipt.rung]
-    return f"{receipt.quantized_modules} of {count(receipt.linear_modules, 'linear module')} are really {bits}"
+    share = f"{percent(receipt.quantized_share)} of the parameters"
+    return f"{receipt.quantized_modules} of {count(receipt.linear_modules, 'linear module')} are really {bits}, {share}"
 
 
 def _data(event: DataMixed) -> Message:

@@ -20,14 +20,6 @@ def choose_compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32  # noqa: SLF001  (no public one)
 
 
-def fits_in_memory(needed_bytes: int, device: torch.device) -> bool:
-    """Whether a GPU has this much free; a CPU is not asked, because its free memory says little."""
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return needed_bytes <= free
-
-
 def describe(device: torch.device) -> str:
     """Name a device for people: `cpu (2 threads)`, or the GPU's name and memory."""
     if device.type == "cpu":
@@ -45,13 +37,6 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _kilobytes(Path("/proc/self/status"), "VmHWM") * 1024
-
-
-def free_bytes(device: torch.device) -> int:
-    """What nobody holds: on a GPU, or of the host's memory, file caches counted as free."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return _kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024
 
 
 def _kilobytes(path: Path, name: str) -> int:

@@ -14,7 +14,7 @@ import torch
 from runner.events import BatchHalved, ChildEvent
 from runner.spec import Training
 from runner.training.checkpoints import Checkpoint
-from runner.training.failures import is_out_of_memory
+from runner.training.failure_marks import is_out_of_memory
 from runner.training.trainer import AdapterTrainer
 
 if TYPE_CHECKING:

@@ -40,14 +40,15 @@ def render_card(outcome: Outcome) -> str:
     by = f", by {receipt.processes} processes" if receipt.processes > 1 else ""
     made = (
         f"A LoRA adapter for `{project.base_model}`, trained with {RUNG_WORDS[receipt.rung]} "
-        f"({receipt.quantized_modules} of {receipt.linear_modules} linear modules quantized, "
-        f"computing in {receipt.compute_dtype}{by})."
+        f"({receipt.quantized_modules} of {receipt.linear_modules} linear modules and "
+        f"{receipt.quantized_share:.0%} of the parameters quantized, computing in {receipt.compute_dtype}{by})."
     )
     parts = [
         _front_matter(project.base_model),
         f"# {project.name}\n",
         f"{_cell(project.description)}\n" if project.description else "",
         f"{made}\n",
+        _loading(receipt),
         f"{_training(project, summary)}\n",
         "![Loss by optimizer step](loss.png)\n",
         _verified(outcome.verified),
@@ -60,6 +61,19 @@ def render_card(outcome: Outcome) -> str:
         _usage(project, receipt),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _loading(receipt: LoadReceipt) -> str:
+    """What the success of the load does not say by itself: rungs that failed, files stored quantized, what escaped."""
+    told = [
+        f"{RUNG_WORDS[failed.rung].capitalize()} failed with {failed.error_class}: {_cell(failed.reason)}"
+        for failed in receipt.failed
+    ]
+    if receipt.stored_quantization:
+        told.append(f"The base model's files are stored quantized ({_cell(receipt.stored_quantization)}).")
+    if receipt.warning:
+        told.append(_cell(receipt.warning))
+    return "".join(f"- {one}\n" for one in told)
 
 
 def _front_matter(base_model: str) -> str:

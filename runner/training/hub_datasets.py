@@ -32,7 +32,7 @@ from runner.row_files import RawRow
 from runner.row_formats import Row, RowReader
 from runner.rows import DatasetRows, collect_rows
 from runner.spec import DatasetEntry, RunSpec
-from runner.training.failures import is_disk_full, is_out_of_memory
+from runner.training.failure_marks import is_disk_full, is_out_of_memory
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

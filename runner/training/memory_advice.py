@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-from pathlib import Path
-
 import torch
 from transformers import PretrainedConfig
 
 from runner.errors import MemoryExhaustedError
 from runner.spec import ProjectSpec, Training
-from runner.training.accelerator import free_bytes
 from runner.training.data import Mix
 from runner.training.training_estimate import estimate_training
 
 _MB = 1_000_000
-_CGROUP = Path("/sys/fs/cgroup")
 _STEP_TOKENS = 8
 _MARGIN = 0.9
 """A step that was tried and failed needs more than there is, whatever the arithmetic says."""
@@ -77,26 +72,6 @@ def one_row_does_not_fit(
         f"{_megabytes(room)} are free.",
         hint=f"{hint} A pool with more memory helps, too.",
     )
-
-
-def room_bytes(device: torch.device) -> int:
-    """Bytes that this process can still take: free on the device, or within the limits that it was given."""
-    room = free_bytes(device)
-    if device.type == "cuda":
-        return room + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    for limit, held in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
-        soft, _ = resource.getrlimit(limit)
-        if soft != resource.RLIM_INFINITY:
-            room = min(room, soft - _held(held))
-    most, current = _CGROUP / "memory.max", _CGROUP / "memory.current"
-    if most.is_file() and current.is_file() and (text := most.read_text().strip()).isdigit():
-        room = min(room, int(text) - int(current.read_text()))
-    return max(room, 0)
-
-
-def _held(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _longest(training: Training, mix: Mix) -> int:

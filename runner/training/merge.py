@@ -27,13 +27,14 @@ from runner.manifest import Manifest, read_manifest
 from runner.merging import MergeReport
 from runner.redaction import redact
 from runner.settings import load_settings
-from runner.training.accelerator import choose_device, free_bytes
+from runner.training.accelerator import choose_device
 from runner.training.base_model import BaseModel, locate_base_model
 from runner.training.config_guard import ConfigGuard
 from runner.training.empty_model import choose_model_class
 from runner.training.encoding import encode_texts
 from runner.training.failures import classify
 from runner.training.lora import without_peft_noise
+from runner.training.memory import free_bytes
 from runner.training.merged_card import render_merged_card
 from runner.training.model_config import load_model_config
 from runner.training.quantization_config import stored_quantization
@@ -123,11 +124,11 @@ def _roomy_device(weights: WeightEstimate, adapter_bytes: int) -> torch.device:
     """
     needed = weights.load_peak_bytes + 2 * adapter_bytes
     device = choose_device()
-    if device.type != "cpu" and needed <= free_bytes(device):
+    if device.type != "cpu" and needed <= (free_bytes(device) or 0):
         return device
     cpu = torch.device("cpu")
     free = free_bytes(cpu)
-    if needed > free:
+    if free is not None and needed > free:
         raise MemoryExhaustedError(
             f"The base model in 16 bits needs {needed / _GB:.1f} GB, and this host has {free / _GB:.1f} GB free.",
             hint="Merge on a host with more memory; only the adapter and the base model have to be there.",

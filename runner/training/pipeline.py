@@ -34,12 +34,13 @@ from runner.training.chat_template import input_embedding
 from runner.training.checkpoints import CHECKPOINTS, Checkpoint, complete_checkpoints, describe_run, newest_checkpoint
 from runner.training.data import Mix, mix_data
 from runner.training.evaluation import evaluate, prepare_questions
-from runner.training.failures import is_disk_full, is_out_of_memory
+from runner.training.failure_marks import is_disk_full, is_out_of_memory
 from runner.training.held_out import compare_losses
 from runner.training.hub_datasets import pin_datasets
 from runner.training.loading import LoadedModel, protected_load
 from runner.training.lora import add_lora, settle_precision
-from runner.training.memory_advice import one_row_does_not_fit, room_bytes
+from runner.training.memory import free_bytes
+from runner.training.memory_advice import one_row_does_not_fit
 from runner.training.pins import with_earlier_pins
 from runner.training.stopping import StopRequestedError, StopSwitch
 from runner.training.trainer import AdapterTrainer, build_trainer, resolve_settings
@@ -187,7 +188,7 @@ def _train(
     Returns:
         None for a rank other than the first, whose part ends with the training.
     """
-    with _explained_failures(), protected_load(spec, models_root=models_root, emit=emit) as loaded:
+    with _explained_failures(), protected_load(spec, models_root=models_root, emit=emit, stop=stop) as loaded:
         tokenizer, revision = loaded.tokenizer, loaded.source.revision
         if revision is not None:
             # A branch may move: whoever verifies, resumes or repeats this run needs the very commit.
@@ -327,7 +328,7 @@ def _train_adapter(
             emit=emit,
         )
     except NothingFitsError as error:
-        dtype, room = getattr(torch, receipt.compute_dtype), room_bytes(model.device)
+        dtype, room = getattr(torch, receipt.compute_dtype), free_bytes(model.device) or 0
         raise one_row_does_not_fit(loaded.config, project, mix, trainable, dtype, room=room) from error
 
 

@@ -23,11 +23,12 @@ from runner.plan import Preflight, RungNeeds
 from runner.redaction import redact
 from runner.settings import RunnerSettings, load_settings
 from runner.spec import RunSpec, Training
-from runner.training.accelerator import choose_compute_dtype, choose_device, describe, free_bytes, peak_bytes
+from runner.training.accelerator import choose_compute_dtype, choose_device, describe, peak_bytes
 from runner.training.base_model import BaseModel, locate_base_model
 from runner.training.data import Mix, mix_data
 from runner.training.empty_model import build_empty_model
 from runner.training.lora import add_lora
+from runner.training.memory import free_bytes
 from runner.training.model_config import load_model_config
 from runner.training.quantized import EffectiveRungError
 from runner.training.ranks import require_gpus
@@ -64,10 +65,11 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
     training_bytes = estimate_training(config, spec.project, mix, trainable, compute_dtype)
     # What this process holds, it gives back before the training begins.
     own = peak_bytes(device) if device.type == "cpu" else 0
+    free = free_bytes(device) or 0
     return Preflight(
         device=(f"{gpus} x " if gpus > 1 else "") + describe(device),
         # Without a GPU the processes share the host's memory.
-        available_bytes=free_bytes(device) if device.type == "cuda" else (free_bytes(device) + own) // gpus,
+        available_bytes=free if device.type == "cuda" else (free + own) // gpus,
         base_model=f"{source.name} at {source.revision}" if source.revision else str(source.folder),
         revision=source.revision,
         fetch_bytes=_bytes_to_fetch(source),

@@ -45,6 +45,15 @@ def ask_for_rung(
     return BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]  # left bare
 
 
+def unquantized_dtype(rung: Rung, compute_dtype: torch.dtype) -> torch.dtype:
+    """What a rung holds norms, embeddings, output layer and whatever else it does not quantize in.
+
+    Float16 ends at 65504, so in a quantized model they go to float32, as in peft's preparation. In bfloat16 they stay
+    as they are, as TRL leaves them: float32 would double the activations for nothing.
+    """
+    return torch.float32 if rung != "none" and compute_dtype == torch.float16 else compute_dtype
+
+
 def stored_quantization(config: PretrainedConfig) -> tuple[str, Rung] | None:
     """How the files are quantized, and on which rung such a model can be loaded."""
     values = stored_values(config)

@@ -82,6 +82,13 @@ def keep_training_layout(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let every 4-bit module compute in a precision; files stored in 4 bits bring the one they were made with."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+
+
 def _logical_elements(parameter: Tensor) -> int:
     state = getattr(parameter, "quant_state", None)
     return prod(state.shape) if isinstance(state, QuantState) else parameter.numel()

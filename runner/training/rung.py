@@ -16,10 +16,11 @@ from runner.reports import Rung
 from runner.spec import ProjectSpec
 from runner.training.base_model import BaseModel
 from runner.training.config_guard import ConfigGuard
+from runner.training.conversion_errors import conversion_errors_raised
 from runner.training.empty_model import build_empty_model
 from runner.training.noise import without_bars
-from runner.training.quantization_config import ask_for_rung, stored_quantization
-from runner.training.quantized import keep_training_layout, measure_quantization
+from runner.training.quantization_config import ask_for_rung, stored_quantization, unquantized_dtype
+from runner.training.quantized import compute_in, keep_training_layout, measure_quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class RungLoader:
             ModelFilesError: Weights are missing.
             Exception: Whatever transformers, bitsandbytes or the model's own code raises.
         """
-        with without_bars():
+        with without_bars(), conversion_errors_raised():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.source.folder,
                 config=self.config,
@@ -97,15 +98,14 @@ class RungLoader:
         self.guard.cover(model)
         measure_quantization(model).check(rung)
         keep_training_layout(model)
+        compute_in(model, self.compute_dtype)
         self._prepare(model, rung)
         return model
 
     def _prepare(self, model: PreTrainedModel, rung: Rung) -> None:
         """Freeze, and bring what stays unquantized to a precision that training bears."""
         model.requires_grad_(requires_grad=False)
-        if rung != "none" and self.compute_dtype == torch.float16:
-            # Float16 ends at 65504, so norms, embeddings and output layer of a quantized model go to float32. In
-            # bfloat16 they stay as they are, as TRL leaves them: float32 would double the activations for nothing.
+        if unquantized_dtype(rung, self.compute_dtype) != self.compute_dtype:
             prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]  # peft leaves it bare
                 model, use_gradient_checkpointing=False
             )

@@ -20,7 +20,7 @@ from runner.reports import Rung
 from runner.spec import Quantization
 from runner.training.base_model import BaseModel
 from runner.training.empty_model import build_empty_model
-from runner.training.quantization_config import ask_for_rung, stored_values
+from runner.training.quantization_config import ask_for_rung, stored_values, unquantized_dtype
 
 # Source: QuantState of bitsandbytes 0.49 to 0.50.2: constants in blocks of 256, two tables, one offset.
 _NESTED_BLOCK = 256
@@ -76,8 +76,7 @@ def estimate_weights(
     if values is not None and rung == "none":
         model_bytes = source.stored_bytes()
     else:
-        # peft's preparation for training on a quantized base turns whatever is left unquantized into float32.
-        plain_dtype = compute_dtype if rung == "none" else torch.float32
+        plain_dtype = unquantized_dtype(rung, compute_dtype)
         model_bytes = sum(_held_bytes(parameter, plain_dtype) for parameter in parameters)
         model_bytes += sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     return WeightEstimate(

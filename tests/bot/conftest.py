@@ -93,6 +93,8 @@ def good_run() -> tuple[ChildEvent, ...]:
         total_parameters=1_234_567,
         quantized_parameters=1_000_000,
         model_bytes=12_345_678,
+        load_peak_bytes=21_500_000,
+        steady_bytes=14_300_000,
         compute_dtype="bfloat16",
         device="cpu",
         load_s=2.4,

@@ -19,9 +19,25 @@ from runner.events import (
     RunSucceeded,
     TrainingStarted,
 )
-from runner.reports import ExactMatch, FailedRung, LoadReceipt, Phase, RunSummary, Sample, ShareReport, TraitLoss
+from runner.reports import (
+    ExactMatch,
+    FailedRung,
+    LoadReceipt,
+    Phase,
+    RunSummary,
+    Sample,
+    ShareReport,
+    TraitLoss,
+    UnquantizedPart,
+)
 
-FAILED = FailedRung(rung="4bit", error_class="RuntimeError", reason="RuntimeError: no kernel")
+FAILED = FailedRung(
+    rung="4bit",
+    error_class="RuntimeError",
+    reason="RuntimeError: no kernel",
+    failure_class="missing-kernel",
+    meaning="No kernel.",
+)
 RECEIPT = LoadReceipt(
     rung="8bit",
     rung_asked="4bit",
@@ -30,13 +46,20 @@ RECEIPT = LoadReceipt(
     quantized_modules=28,
     total_parameters=4000,
     quantized_parameters=3000,
+    unquantized=(UnquantizedPart(name="layers.*.experts", kind="escaped", tensors=2, parameters=2000),),
+    stored_quantization="bitsandbytes, 8-bit",
     model_bytes=2_400_000,
+    load_peak_bytes=21_500_000,
+    steady_bytes=14_300_000,
     compute_dtype="bfloat16",
     device="cpu",
     load_s=1.24,
     probe_loss=7.0,
     probe_grad_norm=0.5,
     config_class="LlamaConfig",
+)
+BARE_RECEIPT = RECEIPT.model_copy(
+    update={"unquantized": (), "stored_quantization": None, "load_peak_bytes": None, "steady_bytes": None}
 )
 METRICS = MetricsLogged(
     step=30, total_steps=180, epoch=1.5, loss=2.3456, learning_rate=1e-3, tokens_per_s=1234.5, eta_s=250.2
@@ -50,20 +73,26 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
         (PhaseStarted(phase=Phase.MODEL), []),
         (
             RungFailed(failed=FAILED, next_rung="8bit"),
-            ["⚠️ 4-bit quantization failed with RuntimeError: no kernel, trying 8-bit quantization..."],
+            ["⚠️ 4-bit quantization failed with RuntimeError: no kernel, trying 8-bit quantization...", "  No kernel."],
         ),
         (
             ModelLoaded(receipt=RECEIPT),
             [
                 "✅ Model loaded with 8-bit quantization, config protected",
-                "  28 of 29 linear modules quantized, 2.4 MB, bfloat16 on cpu, 1.2 s",
+                "  28 of 29 linear modules quantized, 75% of the parameters, 2.4 MB, bfloat16 on cpu, 1.2 s",
+                "  memory: 21.5 MB at the peak of loading, 14.3 MB after",
+                "  the base model's files are stored quantized: bitsandbytes, 8-bit",
+                f"⚠️ {RECEIPT.warning}",
             ],
         ),
         (
-            ModelLoaded(receipt=RECEIPT.model_copy(update={"processes": 2})),
+            ModelLoaded(receipt=BARE_RECEIPT.model_copy(update={"processes": 2})),
             [
                 "✅ Model loaded with 8-bit quantization, config protected",
-                "  28 of 29 linear modules quantized, 2.4 MB, bfloat16 on cpu, 1.2 s, in each of 2 processes",
+                (
+                    "  28 of 29 linear modules quantized, 75% of the parameters, 2.4 MB, bfloat16 on cpu, 1.2 s, "
+                    "in each of 2 processes"
+                ),
             ],
         ),
         (

@@ -18,6 +18,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import stubborn_models  # type: ignore[import-not-found]  # by the line above; mypy names it by its path
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from runner.events import AnyEvent, parse_event
 from runner.spec import DatasetEntry, ProjectSpec, RunSpec
@@ -48,6 +50,23 @@ def stubborn_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(tiny_model / file, root / name / file)
     return root
+
+
+@pytest.fixture(scope="session")
+def prequantized_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A models root with `tiny-bnb-4bit`: the demo's model, saved in 4 bits."""
+    folder = tmp_path_factory.mktemp("prequantized") / "tiny-bnb-4bit"
+    settings: Any = BitsAndBytesConfig  # transformers leaves the constructor bare
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        tiny_model,
+        quantization_config=settings(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+        device_map={"": "cpu"},
+        dtype=torch.bfloat16,
+    )
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, folder / file)
+    return folder.parent
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from runner.training.accelerator import choose_compute_dtype, choose_device, fits_in_memory
+from runner.training.accelerator import choose_compute_dtype, choose_device
 
 pytestmark = pytest.mark.training
 
@@ -18,13 +18,3 @@ def test_a_cpu_computes_in_bfloat16_only_where_it_has_the_instruction(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
     assert choose_compute_dtype(CPU) is expected
-
-
-def test_a_cpu_is_never_refused_for_its_memory() -> None:
-    assert fits_in_memory(2**62, CPU)
-
-
-@pytest.mark.parametrize(("needed", "fits"), [(100, True), (101, False)])
-def test_a_gpu_is_asked_for_its_free_memory(monkeypatch: pytest.MonkeyPatch, needed: int, fits: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
-    assert fits_in_memory(needed, torch.device("cuda", 0)) is fits

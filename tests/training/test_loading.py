@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from loads import announcements, failing_load, load  # type: ignore[import-not-found]  # see conftest
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from runner.errors import (
     ConfigError,
@@ -17,12 +18,10 @@ from runner.errors import (
     MemoryExhaustedError,
     ModelAccessError,
     ModelFilesError,
-    TrainingError,
 )
-from runner.events import ChildEvent, ModelLoaded, RungFailed
-from runner.reports import LoadReceipt
+from runner.events import ChildEvent, RungFailed
 from runner.spec import RunSpec
-from runner.training import accelerator, loading
+from runner.training import accelerator
 from runner.training.loading import load_on_rung, protected_load
 
 pytestmark = [
@@ -45,25 +44,6 @@ def broken_root(tmp_path: Path, tiny_model: Path) -> Path:
     """A models root with a copy of the demo's model, `tiny`, for a test to break."""
     shutil.copytree(tiny_model, tmp_path / "models" / "tiny")
     return tmp_path / "models"
-
-
-def load(spec: RunSpec, root: Path) -> tuple[LoadReceipt, list[ChildEvent]]:
-    """Load and leave at once; the receipt and all events."""
-    events: list[ChildEvent] = []
-    with protected_load(spec, models_root=root, emit=events.append) as loaded:
-        return loaded.receipt, events
-
-
-def failing_load(spec: RunSpec, root: Path) -> tuple[TrainingError, list[ChildEvent]]:
-    events: list[ChildEvent] = []
-    with pytest.raises(TrainingError) as raised, protected_load(spec, models_root=root, emit=events.append):
-        pass
-    assert raised.value.hint
-    return raised.value, events
-
-
-def announcements(events: list[ChildEvent]) -> list[str]:
-    return [event.announcement for event in events if isinstance(event, RungFailed | ModelLoaded)]
 
 
 def kinds(events: list[ChildEvent]) -> list[str]:
@@ -141,124 +121,6 @@ def test_evaluating_in_between_does_not_corrupt_the_gradients(make: Make, models
         with torch.no_grad():
             model(input_ids=tokens)
         assert torch.equal(gradient(model), before)
-
-
-def test_a_model_that_reads_weight_shapes_falls_to_8_bit(make: Make, stubborn_root: Path) -> None:
-    receipt, events = load(make(base_model="shape-reader"), stubborn_root)
-    assert (receipt.rung, receipt.rung_asked) == ("8bit", "4bit")
-    assert [failed.rung for failed in receipt.failed] == ["4bit"]
-    assert receipt.quantized_modules == 2
-    first, last = announcements(events)
-    assert first.startswith("⚠️ 4-bit quantization failed with shape '")
-    assert first.endswith(", trying 8-bit quantization...")
-    assert last == "✅ Model loaded with 8-bit quantization, config protected"
-
-
-def test_a_model_that_multiplies_raw_weights_falls_to_no_quantization(make: Make, stubborn_root: Path) -> None:
-    receipt, events = load(make(base_model="value-reader"), stubborn_root)
-    assert (receipt.rung, receipt.quantized_modules) == ("none", 0)
-    assert [failed.rung for failed in receipt.failed] == ["4bit", "8bit"]
-    assert all(failed.reason for failed in receipt.failed)
-    first, second, last = announcements(events)
-    assert first.startswith("⚠️ 4-bit quantization failed with ")
-    assert second.startswith("⚠️ 8-bit quantization also failed, trying without quantization... (")
-    assert last == "✅ Model loaded without quantization, config protected"
-
-
-def test_a_ladder_of_one_rung_does_not_fall(make: Make, stubborn_root: Path) -> None:
-    spec = make(base_model="shape-reader", quantization={"ladder": ["4bit"]})
-    error, events = failing_load(spec, stubborn_root)
-    assert isinstance(error, LadderError)
-    assert "4-bit quantization: shape '" in error.message
-    assert [event.next_rung for event in events if isinstance(event, RungFailed)] == [None]
-
-
-def test_an_exhausted_ladder_names_every_reason(make: Make, stubborn_root: Path) -> None:
-    spec = make(base_model="value-reader", quantization={"ladder": ["4bit", "8bit"]})
-    error, events = failing_load(spec, stubborn_root)
-    assert error.code == "ladder-exhausted"
-    assert "4-bit quantization: " in error.message
-    assert "8-bit quantization: " in error.message
-    assert [event.next_rung for event in events if isinstance(event, RungFailed)] == ["8bit", None]
-
-
-def test_the_rung_that_failed_leaves_no_model_behind(
-    make: Make, stubborn_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import gc  # noqa: PLC0415  (one test looks at the heap)
-
-    alive: list[int] = []
-    free = loading._free_memory
-
-    def count() -> None:
-        free()
-        alive.append(sum(type(held).__name__ == "ValueReader" for held in gc.get_objects()))
-
-    gc.collect()
-    before = sum(type(held).__name__ == "ValueReader" for held in gc.get_objects())
-    monkeypatch.setattr(loading, "_free_memory", count)
-    load(make(base_model="value-reader"), stubborn_root)
-    assert alive == [before, before]
-
-
-def test_a_lower_rung_that_cannot_fit_is_not_tried(
-    make: Make, stubborn_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-
-    def fits(needed_bytes: int, device: torch.device) -> bool:
-        asked.append(needed_bytes)
-        return device.type == "none"
-
-    monkeypatch.setattr(loading, "fits_in_memory", fits)
-    error, events = failing_load(make(base_model="shape-reader"), stubborn_root)
-    assert isinstance(error, MemoryExhaustedError)
-    assert "too little free memory for 8-bit quantization" in error.message
-    assert [event.next_rung for event in events if isinstance(event, RungFailed)] == [None]
-    assert asked == [int(2 * 64 * (512 + 64) * 1.1)]
-
-
-@pytest.fixture(scope="module")
-def prequantized_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A models root with `tiny-bnb-4bit`: the demo's model, saved in 4 bits."""
-    folder = tmp_path_factory.mktemp("prequantized") / "tiny-bnb-4bit"
-    settings: Any = BitsAndBytesConfig  # transformers leaves the constructor bare
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        tiny_model,
-        quantization_config=settings(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-        device_map={"": "cpu"},
-        dtype=torch.bfloat16,
-    )
-    model.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / file, folder / file)
-    return folder.parent
-
-
-def test_a_model_stored_in_4_bits_loads_as_it_is(make: Make, prequantized_root: Path) -> None:
-    receipt, _ = load(make(base_model="tiny-bnb-4bit"), prequantized_root)
-    assert (receipt.rung, receipt.quantized_modules) == ("4bit", 28)
-
-
-@pytest.mark.parametrize("rung", ["8bit", "none"])
-def test_a_model_stored_in_4_bits_is_nothing_else(make: Make, prequantized_root: Path, rung: str) -> None:
-    spec = make(base_model="tiny-bnb-4bit", quantization={"ladder": [rung]})
-    error, _ = failing_load(spec, prequantized_root)
-    assert isinstance(error, LadderError)
-    assert "already quantized (bitsandbytes, 4-bit)" in error.message
-
-
-def test_a_model_whose_linear_layers_escape_quantization_does_not_count_as_quantized(
-    make: Make, stubborn_root: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(stubborn_root / "value-reader", tmp_path / "bare" / "value-reader")
-    config_path = tmp_path / "bare" / "value-reader" / "config.json"
-    config = json.loads(config_path.read_text()) | {"plain_parameters": True}
-    config_path.write_text(json.dumps(config))
-    receipt, events = load(make(base_model="value-reader"), tmp_path / "bare")
-    assert receipt.rung == "none"
-    reasons = [event.failed.reason for event in events if isinstance(event, RungFailed)]
-    assert reasons[0] == ("the model loaded, but not with 4-bit modules: 0 of 1 linear modules are 4-bit and 0 8-bit")
 
 
 def truncate(folder: Path) -> None:

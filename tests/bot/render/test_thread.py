@@ -37,7 +37,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
-from runner.reports import FailedRung, Sample, TraitLoss
+from runner.reports import FailedRung, Sample, TraitLoss, UnquantizedPart
 from runner.spec import RunSpec
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -149,8 +149,9 @@ def test_the_load_receipt_counts_what_is_really_quantized(render: Render, good_r
     (message,) = render(_of(good_run, ModelLoaded))
     text = (
         "✅ Model loaded with 4-bit quantization, config protected\n"
-        "28 of 29 linear modules are really 4-bit · 12.3 MB · bfloat16 on cpu\n"
-        "Probe: loss 5.123, gradient norm 0.3123 · loaded in 2.4 s\n"
+        "28 of 29 linear modules are really 4-bit, 81 % of the parameters · 12.3 MB · bfloat16 on cpu\n"
+        "Probe: loss 5.123, gradient norm 0.3123 · loaded in 2.4 s"
+        " · memory 21.5 MB at the peak of loading, 14.3 MB after\n"
         "The config guard turned away 1 dict assignment"
     )
     assert Message(text, (section(text),)) == message
@@ -162,6 +163,35 @@ def test_the_load_receipt_says_how_many_processes_hold_the_model(
     (loaded,) = [event for event in good_run if isinstance(event, ModelLoaded)]
     (message,) = render([loaded.model_copy(update={"receipt": loaded.receipt.model_copy(update={"processes": 4})})])
     assert _lines(message)[1].endswith(" · bfloat16 on cpu · in each of 4 processes")
+
+
+def test_a_rung_that_the_table_of_failures_knows_is_explained_below_its_announcement(render: Render) -> None:
+    failed = FailedRung(
+        rung="4bit", error_class="RuntimeError", reason="shape", failure_class="weight-shape", meaning="Packed <so>."
+    )
+    (message,) = render([RungFailed(failed=failed, next_rung="8bit")])
+    assert _lines(message) == [
+        "⚠️ 4-bit quantization failed with shape, trying 8-bit quantization...",
+        "Packed &lt;so&gt;.",
+    ]
+
+
+def test_a_rung_that_fails_again_in_another_attempt_is_told_once(render: Render) -> None:
+    failed = FailedRung(rung="4bit", error_class="RuntimeError", reason="shape", held_bytes=1)
+    again = failed.model_copy(update={"held_bytes": 2})
+    assert len(render([RungFailed(failed=failed, next_rung="8bit"), RungFailed(failed=again, next_rung="8bit")])) == 1
+
+
+def test_what_escaped_quantization_is_warned_about(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    (loaded,) = _of(good_run, ModelLoaded)
+    assert isinstance(loaded, ModelLoaded)
+    experts = UnquantizedPart(name="layers.*.<experts>", kind="escaped", tensors=2, parameters=3_000_000)
+    update = {"unquantized": (experts,), "stored_quantization": "bitsandbytes, 4-bit", "guard_interceptions": 0}
+    (message,) = render([loaded.model_copy(update={"receipt": loaded.receipt.model_copy(update=update)})])
+    stored, warning = _lines(message)[-2:]
+    assert stored == "The base model's files are stored quantized: `bitsandbytes, 4-bit`"
+    assert warning.startswith("⚠️ 75% of the parameters that 4-bit quantization is meant for stay unquantized: ")
+    assert "layers.*.&lt;experts&gt;" in warning
 
 
 def test_the_data_mix_tells_rows_used_of_rows_there(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
