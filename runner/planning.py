@@ -84,6 +84,8 @@ def plan_from(
             checks.append(PlanCheck(name="trial", passed=False, message=error.message, hint=error.hint))
         else:
             time = expected_time(spec, trial)
+            if trial.warning is not None:
+                checks.append(PlanCheck(name="trial", passed=True, message=trial.warning))
             memory = _memory("measured", trial.rung, trial.peak_bytes, found) or memory
     checks += _memory_checks(memory)
     return Plan(

@@ -18,6 +18,7 @@ from typing import Any
 from runner.child import Child, Spawn
 from runner.errors import TrainingError
 from runner.events import (
+    BatchHalved,
     CheckpointSaved,
     ChildEvent,
     LossEvaluated,
@@ -67,6 +68,8 @@ class Trial:
     checkpoint_bytes: int
     peak_bytes: int | None
     """Most memory that the child has held."""
+    warning: str | None = None
+    """That the batch had to be halved to fit, None where it fitted as it is."""
 
 
 def run_trial(spec: RunSpec, settings: RunnerSettings, spawn: Spawn, tell: Callable[[ChildEvent], None]) -> Trial:
@@ -144,6 +147,7 @@ class _Watch:
         self._step_spans: list[float] = []
         self._evaluation_spans: list[float] = []
         self._previous: ChildEvent | None = None
+        self.halved: BatchHalved | None = None
 
     def see(self, event: ChildEvent) -> None:
         if self._first is None:
@@ -163,6 +167,11 @@ class _Watch:
             case LossEvaluated():
                 self._evaluation_spans.append(self._since_previous(event))
                 self._previous = event
+            case BatchHalved():
+                # The steps so far were of another kind, and begin again.
+                self.halved = event
+                for kept in (self.steps, self._step_spans, self._evaluation_spans):
+                    kept.clear()
             case CheckpointSaved():
                 self._previous = event
             case _:
@@ -205,6 +214,7 @@ class _Watch:
             checkpoint_s=checkpoint_s,
             checkpoint_bytes=checkpoint_bytes,
             peak_bytes=self.steps[-1].peak_bytes,
+            warning=self.halved.announcement if self.halved is not None else None,
         )
 
     def _between(self, phase: Phase, following: Phase) -> float:

@@ -149,7 +149,9 @@ def train(
         summary=summary,
         git_revision=revision,
         base_fingerprint=trained.base_fingerprint,
-        settings=resolve_settings(trained.spec, trained.receipt.compute_dtype, trained.receipt.device),
+        settings=resolve_settings(
+            trained.spec, trained.receipt.compute_dtype, trained.receipt.device, fitting=trained.training
+        ),
     )
     write_documents(outcome, run_dir / ADAPTER)
     shutil.copyfile(run_dir / LOSS_PLOT, run_dir / ADAPTER / LOSS_PLOT)

@@ -145,6 +145,27 @@ def test_a_trial_measures_steps_without_the_first_and_leaves_nothing(
     assert list(settings.output_root.iterdir()) == []
 
 
+def test_steps_before_the_batch_was_halved_do_not_count_and_the_plan_says_so(
+    scripted: Scripted, run_spec: RunSpec, settings: RunnerSettings
+) -> None:
+    body = """
+    step(1, 10, 100)
+    step(2, 90, 200)
+    at(91, "batch_halved", step=3, reason="out of memory", former_batch_size=8, per_device_train_batch_size=4,
+       gradient_accumulation_steps=2)
+    for number in range(1, 6): step(number, 100 + 2 * number, 300)
+    succeed()
+    """
+
+    planned = plan(FOUND, run_spec, settings, scripted(BEGINNING + _dedented(body)))
+
+    assert planned.time is not None
+    assert planned.time.training_s == 12 * 2.0
+    [told] = [check for check in planned.checks if check.name == "trial"]
+    assert told.passed
+    assert "per_device_train_batch_size 8 ran out of memory at step 3, trying 4" in told.message
+
+
 def test_a_trial_of_a_run_with_a_single_step_takes_that(
     scripted: Scripted, run_spec: RunSpec, settings: RunnerSettings
 ) -> None:
