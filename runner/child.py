@@ -36,6 +36,8 @@ _LIFELINE = (
     # `read` returns when the pipe's other end is closed; `kill 0` reaches the whole group, the watcher last.
     '(exec 4>&-; read -r _ <&3; kill -KILL 0) & exec "$@" 3<&-'
 )
+_TOO_LATE = b"\nTimeout ("
+"""faulthandler's heading where the child's stall watch could not speak for itself (`runner.training.stall_watch`)."""
 _LINE_LIMIT_BYTES = 1 << 20
 _REFUSED_BYTES = 200
 _LOG_TAIL_CHARACTERS = 1000
@@ -182,6 +184,12 @@ class Child:
         if self._asked_to_stop or status == -signal.SIGTERM:
             # It had not yet installed its handler, or was killed when its grace was over: stopped all the same.
             return RunInterrupted(step=0, checkpoint=None)
+        if status == 1 and _TOO_LATE in self._log():
+            return RunFailed(
+                code="stalled",
+                message="Training has not moved for training.step_timeout_s, inside native code, so it was ended.",
+                hint=f"The stacks of all threads are in {self.log_path}. The newest checkpoint is kept.",
+            )
         return describe_silent_death("training process", status, self.log_path, self._log_tail())
 
     def close(self) -> None:
@@ -223,6 +231,11 @@ class Child:
     def _refuse(self, line: bytes) -> None:
         text = redact(line[:_REFUSED_BYTES].decode("utf-8", "replace"))
         logger.warning("Child %d wrote something that is no event: %s", self.pid, text)
+
+    def _log(self) -> bytes:
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return b"\n" + log.read()
 
     def _log_tail(self) -> str:
         with self.log_path.open("rb") as log:

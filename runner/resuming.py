@@ -17,7 +17,15 @@ Fact = str | int | float | bool | list[str] | None
 Facts = dict[str, Fact]
 
 WITHOUT_EFFECT = frozenset(
-    f"training.{name}" for name in ("logging_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size")
+    f"training.{name}"
+    for name in (
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "per_device_eval_batch_size",
+        "step_timeout_s",
+        "max_loss_rise",
+    )
 )
 """Settings that a resumed run may change, because what is learned does not depend on them."""
 ROWS_A_STEP = "training.per_device_train_batch_size * gradient_accumulation_steps * compute.gpus"

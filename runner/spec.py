@@ -204,6 +204,11 @@ class Training(Spec):
     """Measurements in a row without a better loss that end training."""
     early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
     """How much lower a loss must be to count as better."""
+    step_timeout_s: Annotated[float, Field(ge=0)] = 3600.0
+    """Seconds without a sign of life from the training, after which the run is ended as stalled; 0 waits for ever."""
+    max_loss_rise: Annotated[float, Field(ge=0)] = 2.0
+    """Nats that the mean loss of 20 steps may lie above its lowest before the run, if that also doubled it, is ended as
+    diverged; 0 turns this off."""
     neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Draws the rows, the adapter's start and the order."""

@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -83,6 +84,7 @@ def run(run_dir: Path, writer: EventWriter, stop: StopSwitch) -> int:
                 models_root=settings.models_root,
                 projects_dir=settings.projects_dir,
                 stop=stop,
+                on_stall=partial(_end_stalled, writer),
             )
     except Exception as error:  # noqa: BLE001  # the boundary of the process: whatever happens becomes its last event
         end = _failed(error)
@@ -105,7 +107,7 @@ def run_rank(run_dir: Path, rank: int, rendezvous_fd: int, writer: EventWriter, 
         ranks.join(rendezvous_fd)
         folders = {"models_root": settings.models_root, "projects_dir": settings.projects_dir}
         if rank == 0:
-            end = train(spec, run_dir, writer.emit, stop=stop, **folders)
+            end = train(spec, run_dir, writer.emit, stop=stop, on_stall=partial(_end_stalled, writer), **folders)
         else:
             assist(spec, run_dir, **folders)
     except Exception as error:  # noqa: BLE001  # as in `run`
@@ -118,6 +120,12 @@ def run_rank(run_dir: Path, rank: int, rendezvous_fd: int, writer: EventWriter, 
 
 def _read_spec(run_dir: Path) -> RunSpec:
     return RunSpec.model_validate_json((run_dir / "spec.json").read_bytes())
+
+
+def _end_stalled(writer: EventWriter, stalled: RunFailed) -> None:
+    """Write the last event and end the process at once: whatever hangs would keep it from ending in order."""
+    writer.emit(stalled)
+    os._exit(EXIT_STATUS[RunFailed])
 
 
 def _failed(error: Exception) -> RunFailed:

@@ -1,4 +1,4 @@
-"""What the trainer reports and obeys while it runs: progress, complete checkpoints, the stop switch, a watchdog."""
+"""What the trainer reports and obeys while it runs: progress, complete checkpoints, the stop switch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
-from runner.errors import TrainingError
 from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, TrainingStarted
 from runner.reports import Resolved
 from runner.resuming import RunFacts
@@ -22,7 +21,7 @@ from runner.training.stopping import StopSwitch
 
 
 class Progress(TrainerCallback):
-    """Reports the start and every logging step, and ends a run whose numbers cannot be trusted.
+    """Reports the start and every logging step.
 
     Args:
         emit: Where events go.
@@ -83,12 +82,7 @@ class Progress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Report a logging step; the trainer's closing summary has no loss and is no step.
-
-        Raises:
-            TrainingError: The loss or the gradient is not finite (`loss-not-finite`), or no gradient reaches the
-                adapter (`no-gradient`).
-        """
+        """Report a logging step; the trainer's closing summary has no loss and is no step."""
         if logs is None or "loss" not in logs or self._started is None:
             return
         loss, grad_norm = logs["loss"], logs.get("grad_norm")
@@ -97,7 +91,6 @@ class Progress(TrainerCallback):
             grad_norm = None
         elapsed = max(time.monotonic() - self._started, 1e-9)
         done = max(state.global_step - self._first_step, 1)
-        _check_health(state.global_step, loss, grad_norm)
         self._emit(
             MetricsLogged(
                 step=state.global_step,
@@ -110,21 +103,6 @@ class Progress(TrainerCallback):
                 eta_s=(state.max_steps - state.global_step) * elapsed / done,
                 peak_bytes=peak_bytes(args.device),
             )
-        )
-
-
-def _check_health(step: int, loss: float, grad_norm: float | None) -> None:
-    if not math.isfinite(loss) or (grad_norm is not None and not math.isfinite(grad_norm)):
-        raise TrainingError(
-            f"The numbers blew up: at step {step} the loss is {loss} and the gradient norm {grad_norm}.",
-            hint="Lower training.learning_rate or add training.warmup_steps.",
-            code="loss-not-finite",
-        )
-    if grad_norm == 0:
-        raise TrainingError(
-            f"No gradient reaches the adapter: at step {step} the gradient norm is 0, so nothing is learned.",
-            hint="Try lora.target_modules = 'all-linear'; a rows file without answers has the same effect.",
-            code="no-gradient",
         )
 
 

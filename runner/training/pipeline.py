@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,19 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import TrainerCallback
 
 from runner.errors import DiskFullError, MemoryExhaustedError, TrainingError
-from runner.events import AdapterSaved, ChildEvent, Evaluated, PhaseStarted, RunInterrupted, RunSucceeded, parse_event
+from runner.events import (
+    AdapterSaved,
+    ChildEvent,
+    Evaluated,
+    PhaseStarted,
+    RunFailed,
+    RunInterrupted,
+    RunSucceeded,
+    parse_event,
+)
 from runner.provenance import fingerprint_base_model, git_revision
 from runner.reports import LoadReceipt, Phase, RunSummary
 from runner.resuming import RunFacts
@@ -42,6 +52,7 @@ from runner.training.lora import add_lora, settle_precision
 from runner.training.memory import free_bytes
 from runner.training.memory_advice import one_row_does_not_fit
 from runner.training.pins import with_earlier_pins
+from runner.training.stall_watch import StallWatch
 from runner.training.stopping import StopRequestedError, StopSwitch
 from runner.training.trainer import AdapterTrainer, build_trainer, resolve_settings
 from runner.training.verify import PROBE, store_probe
@@ -49,6 +60,7 @@ from runner.training.verifying_process import VerifyingProcess
 from runner.versions import report_versions
 
 Emit = Callable[[ChildEvent], None]
+OnStall = Callable[[RunFailed], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,14 @@ class _Trained:
 
 
 def train(
-    spec: RunSpec, run_dir: Path, emit: Emit, *, models_root: Path, projects_dir: Path, stop: StopSwitch | None = None
+    spec: RunSpec,
+    run_dir: Path,
+    emit: Emit,
+    *,
+    models_root: Path,
+    projects_dir: Path,
+    stop: StopSwitch | None = None,
+    on_stall: OnStall | None = None,
 ) -> RunSucceeded | RunInterrupted:
     """Train, save and verify an adapter; goes on from the newest complete checkpoint of this job's attempts.
 
@@ -85,6 +104,8 @@ def train(
         models_root: Where local base models lie on this host.
         projects_dir: The folder that data paths are relative to.
         stop: Set it to end the run at its next step boundary with a checkpoint.
+        on_stall: Called from another thread when training does not move for `training.step_timeout_s`; has to end the
+            process. Without it nobody watches.
 
     Returns:
         `run_succeeded` when `run_dir/adapter` is verified, `run_interrupted` when the switch was set before.
@@ -104,7 +125,14 @@ def train(
             versions = report_versions(times + describe(choose_device()))
             emit(versions)
             trained = _train(
-                spec, run_dir, emit, models_root=models_root, projects_dir=projects_dir, stop=stop, verifying=verifying
+                spec,
+                run_dir,
+                emit,
+                models_root=models_root,
+                projects_dir=projects_dir,
+                stop=stop,
+                verifying=verifying,
+                on_stall=on_stall,
             )
             assert trained is not None  # noqa: S101  # only ranks other than the first come back without
             emit(PhaseStarted(phase=Phase.VERIFYING))
@@ -184,6 +212,7 @@ def _train(
     projects_dir: Path,
     stop: StopSwitch,
     verifying: VerifyingProcess,
+    on_stall: OnStall | None = None,
 ) -> _Trained | None:
     """Load, train, evaluate and save; the model is gone from memory when this returns.
 
@@ -238,9 +267,18 @@ def _train(
         emit(PhaseStarted(phase=Phase.TRAINING))
         model = add_lora(loaded.model, project.lora, training.seed)
         training_started = time.monotonic()
-        trainer, training = _train_adapter(
-            model, spec, loaded, mix, run_dir=run_dir, facts=facts, resume=resume, emit=emit, stop=stop
-        )
+        with StallWatch(training.step_timeout_s, on_stall) as watch:
+            trainer, training = _train_adapter(
+                model,
+                spec,
+                loaded,
+                mix,
+                run_dir=run_dir,
+                facts=facts,
+                resume=resume,
+                emit=emit,
+                callbacks=[StopAtStep(stop), watch],
+            )
         train_s = time.monotonic() - training_started
         stop.raise_if_set()
         if not ranks.is_first():
@@ -297,7 +335,7 @@ def _train_adapter(
     facts: RunFacts,
     resume: Checkpoint | None,
     emit: Emit,
-    stop: StopSwitch,
+    callbacks: Sequence[TrainerCallback],
 ) -> tuple[AdapterTrainer, Training]:
     """Train to the end or to a stop, in batches that fit into memory; returns the settings that did."""
     project, receipt = spec.project, loaded.receipt
@@ -315,7 +353,7 @@ def _train_adapter(
             callbacks=[
                 Progress(emit, settings=settings, trainable_parameters=trainable),
                 Checkpoints(emit, facts=facts, keep=training.save_total_limit),
-                StopAtStep(stop),
+                *callbacks,
                 *([Evaluations(emit, training)] if training.eval_strategy != "no" else []),
             ],
         )

@@ -13,6 +13,7 @@ import transformers
 from datasets import Dataset
 from packaging.version import Version
 from peft.utils import load_peft_weights, set_peft_model_state_dict
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 from trl.data_utils import pack_dataset
@@ -30,6 +31,7 @@ from runner.training.data import Mix
 from runner.training.equal_shares import EqualShares, fill_up
 from runner.training.lora import keep_full_precision
 from runner.training.skipping import epoch_kept
+from runner.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -57,6 +59,32 @@ class AdapterTrainer(SFTTrainer):
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write nothing; TRL would write a card at every checkpoint."""
 
+    watchdog: Watchdog
+    """Set by `build_trainer`."""
+    _step_loss: Tensor | None = None
+    """Of the optimizer step that is under way."""
+
+    @override
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """Train on a batch, and keep its loss for the watchdog."""
+        loss: Tensor = super().training_step(*arguments, **options)  # type: ignore[no-untyped-call]  # left bare
+        self._step_loss = loss if self._step_loss is None else self._step_loss + loss
+        return loss
+
+    @override
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *arguments: Any, **options: Any) -> None:
+        """Let the watchdog look first, so that a step with bad numbers is neither logged nor saved."""
+        loss, self._step_loss = self._step_loss, None
+        if loss is not None:  # it is None at the end of an epoch, whose last step has been looked at
+            due = self.control.should_log or self.control.should_save
+            self.watchdog.look(self.state.global_step, loss, grad_norm, fp16=bool(self.args.fp16), wait=due)
+            if self.watchdog.finding is not None:
+                if ranks.count() > 1:
+                    # The other ranks have seen another loss; a failure ends them all, a stop would leave them waiting.
+                    raise self.watchdog.finding
+                self.control.should_log = self.control.should_save = self.control.should_training_stop = True
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *arguments, **options)
+
     @property
     def _train_batch_size(self) -> int:
         """Rows at once: always the arguments'. transformers 4.57 takes the checkpoint's, though fewer may fit now."""
@@ -81,11 +109,16 @@ class AdapterTrainer(SFTTrainer):
 
         Args:
             checkpoint: A complete one of the same job; all its steps may be done already.
+
+        Raises:
+            TrainingError: The watchdog has found that the numbers cannot be trusted.
         """
         over = checkpoint is not None and (checkpoint.is_last or stops_early(checkpoint.log_history, self._training))
         if checkpoint is None or not over:
             with epoch_kept():
                 self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            if self.watchdog.finding is not None:
+                raise self.watchdog.finding
             return
         # The trainer looks whether it is done only after a step, so it would train one too many.
         set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint.path), device="cpu"))
@@ -172,6 +205,8 @@ def build_trainer(
         callbacks=list(callbacks),
     )
     trainer.rows_without_loss = len(filled) - len(rows)
+    trainer.watchdog = Watchdog(training)
+    trainer.add_callback(trainer.watchdog)
     trainer.remove_callback(PrinterCallback)
     # TRL casts the adapter of a quantized model to bfloat16; the optimizer is only built when training starts.
     keep_full_precision(model)

@@ -18,8 +18,10 @@ from runner.training.data import Mix, mix_data
 from runner.training.evaluation import evaluate, prepare_questions
 from runner.training.loading import LoadedModel, protected_load
 from runner.training.lora import add_lora
+from runner.training.probe import probe
 from runner.training.stopping import StopSwitch
 from runner.training.trainer import AdapterTrainer, _arguments, build_trainer, resolve_settings
+from runner.training.watchdog import Watchdog
 
 MakeSpec = Callable[..., RunSpec]
 Emit = Callable[[ChildEvent], None]
@@ -72,20 +74,21 @@ def _losses(trainer: AdapterTrainer) -> list[float]:
 
 
 class _EvaluateInBetween(TrainerCallback):
-    """Asks the model after the second step, as samples in mid-training would."""
+    """Asks the model after every second step, as samples in mid-training would."""
 
     def __init__(self, ask: Callable[[Any], None]) -> None:
         self._ask = ask
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # the trainer's
-        if state.global_step == 2:
+        if state.global_step % 2 == 0:
             kwargs["model"].train()
             self._ask(kwargs["model"])
             assert kwargs["model"].training
 
 
-def test_an_evaluation_in_mid_training_leaves_the_loss_curve_as_it_is(
-    make_spec: MakeSpec, models_root: Path, tmp_path: Path, addition: list[dict[str, Any]]
+@pytest.mark.parametrize("rung", ["4bit", "8bit", "none"])
+def test_evaluations_and_probes_in_mid_training_leave_the_loss_curve_as_it_is(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path, addition: list[dict[str, Any]], rung: str
 ) -> None:
     evaluation = {"prompts": ["What is 3 + 4?"], "exact_match": [1], "max_new_tokens": 4}
     # Dropout draws random numbers at every step, so a disturbed generator shows at once.
@@ -95,24 +98,26 @@ def test_an_evaluation_in_mid_training_leaves_the_loss_curve_as_it_is(
         training=SHORT,
         lora=LORA | {"lora_dropout": 0.1},
         evaluation=evaluation,
-        quantization={"ladder": ["4bit"]},
+        quantization={"ladder": [rung]},
     )
     with _trainer(spec, models_root, tmp_path) as (trainer, _, _):
         trainer.train()
         undisturbed = _losses(trainer)
 
-    asked = []
+    asked, asked_more = [], []
     with _trainer(spec, models_root, tmp_path) as (trainer, loaded, _):
         questions = prepare_questions(spec, loaded.tokenizer, tmp_path, as_chat=False)
 
         def ask(model: Any) -> None:
             asked.append(evaluate(model, loaded.tokenizer, questions, when="after", stop=StopSwitch()))
+            asked_more.append(probe(model, getattr(torch, loaded.receipt.compute_dtype)))
 
+        ask(trainer.accelerator.unwrap_model(trainer.model))
         trainer.add_callback(_EvaluateInBetween(ask))
         trainer.train()
         disturbed = _losses(trainer)
 
-    assert len(asked) == 1
+    assert len(asked) == len(asked_more) == 3
     assert asked[0].exact_match[0].total == 20
     assert disturbed == undisturbed
     assert len(undisturbed) == 4
@@ -276,23 +281,6 @@ def test_a_stop_ends_training_at_the_next_step_with_a_checkpoint(
     assert [event.step for event in saved if isinstance(event, CheckpointSaved)] == [3]
 
 
-def test_numbers_that_blow_up_end_the_run(
-    make_spec: MakeSpec, models_root: Path, tmp_path: Path, addition: list[dict[str, Any]]
-) -> None:
-    training = SHORT | {"max_steps": 20, "max_grad_norm": 0.0}
-    spec = make_spec(tmp_path, addition, training=training, quantization={"ladder": ["none"]})
-    # No project may ask for it, so that it is put in behind the check.
-    wild = spec.project.training.model_copy(update={"learning_rate": 1e30})
-    spec = spec.model_copy(update={"project": spec.project.model_copy(update={"training": wild})})
-
-    with _trainer(spec, models_root, tmp_path) as (trainer, _, _), pytest.raises(TrainingError) as caught:
-        trainer.train()
-
-    assert caught.value.code == "loss-not-finite"
-    assert caught.value.hint is not None
-    assert "learning_rate" in caught.value.hint
-
-
 def test_a_step_that_the_scaler_of_float16_leaves_out_does_not_end_the_run(tmp_path: Path) -> None:
     events: list[ChildEvent] = []
     progress = Progress(events.append, settings=(), trainable_parameters=1)
@@ -300,15 +288,18 @@ def test_a_step_that_the_scaler_of_float16_leaves_out_does_not_end_the_run(tmp_p
     state, control = TrainerState(global_step=1, max_steps=2), TrainerControl()
     logs = {"loss": 2.0, "grad_norm": float("nan"), "learning_rate": 1e-3, "num_tokens": 9.0}
     progress.on_step_begin(arguments, state, control)
+    watchdog = Watchdog(Training())
+    loss, norm = torch.tensor(2.0), torch.tensor(float("nan"))
     with pytest.raises(TrainingError):
-        progress.on_log(arguments, state, control, logs)
+        watchdog.look(1, loss, norm, fp16=False, wait=True)
 
     arguments.fp16 = True
+    watchdog.look(1, loss, norm, fp16=True, wait=True)
     progress.on_log(arguments, state, control, logs)
 
     assert [(event.loss, event.grad_norm) for event in events if isinstance(event, MetricsLogged)] == [(2.0, None)]
     with pytest.raises(TrainingError):
-        progress.on_log(arguments, state, control, logs | {"loss": float("nan")})
+        watchdog.look(2, norm, norm, fp16=True, wait=True)
 
 
 def test_one_process_trains_on_one_gpu_however_many_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
