@@ -162,6 +162,8 @@ class LoadReceipt(Record):
     probe_grad_norm: float
     """Gradient norm of the tiny backward pass at the embedding output; greater than 0."""
     config_class: str
+    config_left_out: tuple[str, ...] = ()
+    """Keys of config.json that transformers cannot read as they stand; whoever loads the model leaves them out, too."""
     revision: str | None = None
     """Commit of the hub snapshot, None for a local folder."""
     tokenizer_class: str | None = None

@@ -227,7 +227,7 @@ def _making(outcome: Outcome) -> str:
 
 
 def _usage(project: ProjectSpec, receipt: LoadReceipt) -> str:
-    options = [f"dtype={json.dumps(receipt.compute_dtype)}"]
+    options = [json.dumps(project.base_model), f"dtype={json.dumps(receipt.compute_dtype)}"]
     imports, quantization = "AutoModelForCausalLM, AutoTokenizer", ""
     if receipt.rung != "none":
         imports += ", BitsAndBytesConfig"
@@ -241,8 +241,19 @@ def _usage(project: ProjectSpec, receipt: LoadReceipt) -> str:
             ]
         quantization = "quantization = BitsAndBytesConfig(\n" + "".join(f"    {one},\n" for one in settings) + ")\n"
         options.append("quantization_config=quantization")
+    values = ""
+    if receipt.config_left_out:
+        imports += f", {receipt.config_class}"
+        options.insert(1, f"config={receipt.config_class}.from_dict(values)")
+        at = f", revision={json.dumps(project.revision)}" if project.revision is not None else ""
+        values = (
+            f"# transformers cannot read this base model's config.json as it is: {', '.join(receipt.config_left_out)} "
+            "must be left out.\n"
+            f"values, _ = {receipt.config_class}.get_config_dict({json.dumps(project.base_model)}{at})\n"
+            + "".join(f"values.pop({json.dumps(key)}, None)\n" for key in receipt.config_left_out)
+        )
     if project.revision is not None:
-        options.insert(0, f"revision={json.dumps(project.revision)}")
+        options.insert(1, f"revision={json.dumps(project.revision)}")
     where = (
         "" if project.revision else "# The base model is a folder under the models root of the host that trained it.\n"
     )
@@ -254,7 +265,7 @@ As it was trained and verified:
 from peft import PeftModel
 from transformers import {imports}
 
-{where}{quantization}base = AutoModelForCausalLM.from_pretrained({json.dumps(project.base_model)}, {", ".join(options)})
+{where}{values}{quantization}base = AutoModelForCausalLM.from_pretrained({", ".join(options)})
 model = PeftModel.from_pretrained(base, "this/folder").eval()
 tokenizer = AutoTokenizer.from_pretrained("this/folder")
 ```

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Where a composite model keeps the configs of its parts when its class does not declare them (`sub_configs`).
-_USUAL_SUB_CONFIGS = frozenset({"text_config", "vision_config", "audio_config", "text_encoder", "decoder", "generator"})
+USUAL_SUB_CONFIGS = frozenset({"text_config", "vision_config", "audio_config", "text_encoder", "decoder", "generator"})
+"""Where a composite model keeps the configs of its parts when its class does not declare them (`sub_configs`)."""
+
 _NOT_THE_CALLER = (__file__, str(Path(torch.__file__).parent))
 _INSTALLING = threading.Lock()
 # Past the `__getattribute__` of Config classes, which looks for renamed attributes first and takes most of a read.
@@ -228,7 +229,7 @@ class ConfigGuard:
         kept = self.kept.get(key)
         if kept is None or kept.config is not config:
             all_kept = self.kept
-            names = _USUAL_SUB_CONFIGS | {*getattr(config, "sub_configs", ())}
+            names = USUAL_SUB_CONFIGS | {*getattr(config, "sub_configs", ())}
             kept = _Kept(ref(instance, lambda _: all_kept.pop(key, None)), config, names)
             all_kept[key] = kept
         values = _plain_attribute(config, "__dict__")

@@ -89,6 +89,7 @@ def protected_load(
                 "tokenizer_class": tokenizer.event.tokenizer_class,
                 "pad_token": tokenizer.event.pad_token,
                 "pad_choice": tokenizer.event.pad_choice,
+                "config_left_out": config.left_out,
             }
         )
         emit(ModelLoaded(receipt=receipt))

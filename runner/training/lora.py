@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,6 +52,9 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     with without_peft_noise(model):
         wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)  # noqa: S101  # a mixed model comes only when asked for
+    # Left to itself, PEFT reads the base model's config.json again at every save, to see whether the vocabulary was
+    # resized. It never is here, and that file may be one that transformers cannot read as it is.
+    wrapped.save_pretrained = partial(wrapped.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     return wrapped
 
 

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import transformers
 from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from runner.errors import ConfigError
 from runner.events import ConfigLoaded
 from runner.redaction import redact
 from runner.training.base_model import BaseModel
+from runner.training.config_guard import USUAL_SUB_CONFIGS, sub_config_from
 
-ALIASES = {"code_llama": "llama", "codellama": "llama"}
-"""Names that people use for a model type which transformers knows by another one."""
+ALIASES = {
+    "code_llama": "llama",
+    "deepseek_coder": "llama",
+    "llama2": "llama",
+    "llama3": "llama",
+    "smollm": "llama",
+    "smollm2": "llama",
+    "tinyllama": "llama",
+    "vicuna": "llama",
+    "yi": "llama",
+    "mistral_nemo": "mistral",
+    "zephyr": "mistral",
+    "qwen1_5": "qwen2",
+    "qwen2_5": "qwen2",
+    "qwq": "qwen2",
+    "codegemma": "gemma",
+    "phi2": "phi",
+    "phi3_5": "phi3",
+    "phi4": "phi3",
+    "dolly": "gpt_neox",
+    "pythia": "gpt_neox",
+    "starcoder": "gpt_bigcode",
+}
+"""Names that people use for a model type which transformers knows by another one; told in docs/MODEL_TYPES.md."""
+
+# People write `Phi-4` and `phi4`, `code_llama` and `CodeLlama`.
+_BY_LETTERS = {alias.replace("_", ""): model_type for alias, model_type in ALIASES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +52,8 @@ class LoadedConfig:
 
     config: PretrainedConfig
     event: ConfigLoaded
+    left_out: tuple[str, ...]
+    """Keys of config.json that transformers cannot read as they stand; whoever loads the model leaves them out."""
 
 
 def load_model_config(base: BaseModel, asked: str | None) -> LoadedConfig:
@@ -33,8 +64,8 @@ def load_model_config(base: BaseModel, asked: str | None) -> LoadedConfig:
         asked: The project's `model_type`.
 
     Raises:
-        ConfigError: `model-type-mismatch` when file and project contradict each other, `config-unreadable` when the
-            file cannot be read or the installed transformers does not know the type.
+        ConfigError: `model-type-mismatch` when file and project contradict each other or the file itself,
+            `config-unreadable` when the file cannot be read or the installed transformers does not know the type.
     """
     values = base.read_config()
     stated = values.get("model_type")
@@ -52,6 +83,7 @@ def load_model_config(base: BaseModel, asked: str | None) -> LoadedConfig:
             hint="Set model_type in the project, such as 'llama'.",
         )
     model_type = resolve_model_type(named)
+    _refuse_other_architecture(base, values, model_type, named)
     config = _build(base, values, model_type)
     architectures = config.architectures or []
     event = ConfigLoaded(
@@ -61,15 +93,43 @@ def load_model_config(base: BaseModel, asked: str | None) -> LoadedConfig:
         architecture=architectures[0] if architectures else None,
         revision=base.revision,
     )
-    return LoadedConfig(config, event)
+    left_out = [] if stated == model_type else ["model_type"]
+    if values.get("quantization_config", ...) is None:
+        left_out.append("quantization_config")
+    return LoadedConfig(config, event, tuple(left_out))
 
 
 def resolve_model_type(name: str) -> str:
     """Turn a model type as people write it into transformers' own name."""
     if name in CONFIG_MAPPING and name not in ALIASES:
         return name
-    normalised = name.strip().lower().replace("-", "_")
-    return ALIASES.get(normalised, normalised)
+    normalised = re.sub(r"[-. ]", "_", name.strip().lower())
+    if normalised in CONFIG_MAPPING and normalised not in ALIASES:
+        return normalised
+    return _BY_LETTERS.get(normalised.replace("_", ""), normalised)
+
+
+def _refuse_other_architecture(base: BaseModel, values: dict[str, Any], model_type: str, named: str) -> None:
+    """Refuse a model type whose weights would be read into another architecture than the one they were saved from.
+
+    Classes that generate no text, and names that transformers does not know, tell nothing.
+    """
+    own = _class_names(model_type)
+    stated = values.get("architectures")
+    for architecture in stated if isinstance(stated, list) else []:
+        types = [other for other in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if architecture in _class_names(other)]
+        if own and types and architecture not in own:
+            raise ConfigError(
+                f"{base.folder / 'config.json'} says architectures = [{architecture!r}], which is of model type "
+                f"{' or '.join(map(repr, types))}, but {named!r} is the model type.",
+                hint="Correct model_type in the project, or fetch the model's config.json again.",
+                code="model-type-mismatch",
+            )
+
+
+def _class_names(model_type: str) -> tuple[str, ...]:
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ())
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _build(base: BaseModel, values: dict[str, Any], model_type: str) -> PretrainedConfig:
@@ -93,5 +153,10 @@ def _build(base: BaseModel, values: dict[str, Any], model_type: str) -> Pretrain
             f"{base.folder / 'config.json'} is no valid configuration of a {model_type!r} model: {redact(reason)}",
             hint="Fetch the model's config.json again.",
         ) from error
+    for name in USUAL_SUB_CONFIGS:
+        # A class that does not know this part keeps what the file holds, and every reader asks it for attributes.
+        part = config.__dict__.get(name)
+        if isinstance(part, Mapping):
+            setattr(config, name, sub_config_from(config, name, part))
     config.name_or_path = str(base.folder)
     return config
