@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from runner.errors import DatasetError
 from runner.events import DataMixed
 from runner.reports import ShareReport
-from runner.row_formats import RowFormat
+from runner.rows import DatasetRows
 from runner.spec import RunSpec, Training
 from runner.training.audit import Repeats, find_warnings
 from runner.training.chat_template import settle_chat_template
 from runner.training.draw import asked_of, draw_rows
-from runner.training.encoding import EncodedRow, encode_rows
+from runner.training.encoding import encode_rows
 from runner.training.reading import read_datasets
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class _Row:
     """In its dataset."""
     input_ids: list[int]
     labels: list[int]
+    length: int
+    """Tokens before it was cut."""
     ends: bool
     """Whether its last token is a trained end token."""
 
@@ -105,28 +107,21 @@ def mix_data(
     for (trait_type, share), draw in zip(shares, draws, strict=True):
         file, entry = files[share.dataset_id], spec.datasets[share.dataset_id]
         try:
-            encoded = encode_rows(tokenizer, file.format, [file.rows[row] for row in (*draw.trained, *draw.held_out)])
+            drawn = _encode(tokenizer, file, draw.trained, training)
+            held_out.append([row for row in _encode(tokenizer, file, draw.held_out, training) if row.tokens_with_loss])
         except DatasetError as error:
             raise DatasetError(f"{entry.source}: {error.message}", hint=error.hint) from error
-        if _is_trained_whole(file.format, training):
-            encoded = [EncodedRow(row.input_ids, [True] * len(row.input_ids)) for row in encoded]
-        rows = [
-            _truncated(number, row, training.max_length, int(tokenizer.eos_token_id))
-            for number, row in zip((*draw.trained, *draw.held_out), encoded, strict=True)
-        ]
-        drawn = len(draw.trained)
-        kept = [row for row in rows[:drawn] if row.tokens_with_loss]
-        lengths = [len(row.input_ids) for row in encoded[:drawn]]
+        kept = [row for row in drawn if row.tokens_with_loss]
+        longest = max(row.length for row in drawn)
         if not kept:
             raise DatasetError(
                 f"{entry.source}: every prompt is longer than max_length ({training.max_length} tokens), "
                 "so no answer is left to learn.",
-                hint=f"Raise training.max_length; the longest row has {max(lengths)} tokens.",
+                hint=f"Raise training.max_length; the longest row has {longest} tokens.",
             )
         for row in kept:
             repeats.add(share.dataset_id, row.number, row.input_ids)
         trained += kept
-        held_out.append([row for row in rows[drawn:] if row.tokens_with_loss])
         reports.append(
             ShareReport(
                 trait_type=trait_type,
@@ -138,9 +133,9 @@ def mix_data(
                 rows_used=len(kept),
                 trained_tokens=sum(row.tokens_with_loss for row in kept),
                 total_tokens=sum(len(row.input_ids) for row in kept),
-                longest_tokens=max(lengths),
-                truncated_rows=sum(length > training.max_length for length in lengths),
-                dropped_rows=drawn - len(kept),
+                longest_tokens=longest,
+                truncated_rows=sum(row.length > training.max_length for row in drawn),
+                dropped_rows=len(drawn) - len(kept),
                 endless_rows=sum(not row.ends for row in kept),
                 held_out_percentage=asked_of(share, evaluation.held_out_percentage),
             )
@@ -169,16 +164,24 @@ def mix_data(
     )
 
 
-def _is_trained_whole(row_format: RowFormat, training: Training) -> bool:
-    return (row_format == "messages" and not training.assistant_only_loss) or (
-        row_format == "prompt_completion" and not training.completion_only_loss
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, file: DatasetRows, numbers: Sequence[int], training: Training
+) -> list[_Row]:
+    """Encode rows of a dataset, say which tokens carry loss, and cut them at `max_length`."""
+    whole = (file.format == "messages" and not training.assistant_only_loss) or (
+        file.format == "prompt_completion" and not training.completion_only_loss
     )
-
-
-def _truncated(number: int, row: EncodedRow, max_length: int, end: int) -> _Row:
-    input_ids, trained = row.input_ids[:max_length], row.trained[:max_length]
-    labels = [token if on else IGNORED_LABEL for token, on in zip(input_ids, trained, strict=True)]
-    return _Row(number, input_ids, labels, ends=labels[-1] == end)
+    encoded = encode_rows(tokenizer, file.format, [file.rows[number] for number in numbers])
+    rows = []
+    for number, row in zip(numbers, encoded, strict=True):
+        input_ids = row.input_ids[: training.max_length]
+        labels = [
+            token if on or whole else IGNORED_LABEL
+            for token, on in zip(input_ids, row.trained[: training.max_length], strict=True)
+        ]
+        ends = labels[-1] == tokenizer.eos_token_id
+        rows.append(_Row(number, input_ids, labels, length=len(row.input_ids), ends=ends))
+    return rows
 
 
 def _by_trait(trait_types: Sequence[str], held_out: Sequence[list[_Row]]) -> tuple[HeldOut, ...]:
