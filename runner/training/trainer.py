@@ -29,7 +29,9 @@ from runner.training.best_checkpoint import judge, stops_early
 from runner.training.checkpoints import Checkpoint
 from runner.training.data import Mix
 from runner.training.equal_shares import EqualShares, fill_up
+from runner.training.lean_lora import make_lora_lean
 from runner.training.lora import keep_full_precision
+from runner.training.loss import add_loss_only_forward
 from runner.training.skipping import epoch_kept
 from runner.training.watchdog import Watchdog
 
@@ -42,7 +44,9 @@ BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"
 
 
 class AdapterTrainer(SFTTrainer):
-    """TRL's trainer without its model card: `runner.training.card` writes the adapter's.
+    """TRL's trainer with a loss that makes no logits, and without TRL's model card (`runner.training.card` writes one).
+
+    The loss is the same; entropy and token accuracy, which TRL takes from the logits at every step, are not measured.
 
     Args:
         training: The project's `[training]`.
@@ -55,6 +59,28 @@ class AdapterTrainer(SFTTrainer):
     def __init__(self, *, training: Training, **arguments: Any) -> None:
         self._training = training
         super().__init__(**arguments)
+        base: Any = arguments["model"].get_base_model()
+        self._loss_only = self.label_smoother is None and add_loss_only_forward(base)
+
+    @override
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Compute the loss; a model whose logits are not plainly those of its output layer computes its own."""
+        if return_outputs or not self._loss_only:
+            return super().compute_loss(  # type: ignore[no-untyped-call]  # TRL leaves it bare
+                model, inputs, return_outputs, num_items_in_batch
+            )
+        loss = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch, loss_only=True).loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # The number counts the tokens of every process, and their gradients are averaged.
+            loss = loss * self.accelerator.num_processes
+        if model.training:
+            # Packed rows have no mask: every token is one of theirs.
+            tokens = inputs.get("attention_mask", inputs["input_ids"].new_ones(inputs["input_ids"].shape)).sum()
+            self._total_train_tokens += int(self.accelerator.gather_for_metrics(tokens).sum())
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write nothing; TRL would write a card at every checkpoint."""
@@ -210,6 +236,7 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     # TRL casts the adapter of a quantized model to bfloat16; the optimizer is only built when training starts.
     keep_full_precision(model)
+    make_lora_lean(model)
     if ranks.count() > 1:
         _share_the_adapter_alone(model)
         # Dropout and noise of its own for each rank; until here all drew the same.

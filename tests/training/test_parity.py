@@ -79,7 +79,14 @@ def test_the_loss_curve_is_that_of_a_plain_trl_script(
     make_spec: MakeSpec, models_root: Path, tmp_path: Path, rung: str, sections: dict[str, Any]
 ) -> None:
     training, lora = TRAINING | sections.get("training", {}), LORA | sections.get("lora", {})
-    spec = make_spec(tmp_path, ROWS, training=training, lora=lora, quantization={"ladder": [rung]})
+    spec = make_spec(
+        tmp_path,
+        ROWS,
+        training=training,
+        lora=lora,
+        quantization={"ladder": [rung]},
+        evaluation={"held_out_percentage": 0.0},
+    )
     ours, compute_dtype = _ours(spec, models_root, tmp_path)
 
     checkpointing = training.pop("gradient_checkpointing", False)
