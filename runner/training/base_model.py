@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -23,8 +24,9 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
-from runner.errors import ConfigError, DiskFullError, ModelAccessError, ModelFilesError
+from runner.errors import ConfigError, DiskFullError, MemoryExhaustedError, ModelAccessError, ModelFilesError
 from runner.spec import RunSpec
+from runner.training.failure_marks import is_out_of_memory
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ["*.safetensors"]
@@ -85,6 +87,7 @@ class BaseModel:
 
         Raises:
             ModelFilesError: A file is missing, cut or damaged, or there is none in the safetensors format.
+            MemoryExhaustedError: A file cannot be mapped into memory.
         """
         shapes: dict[str, tuple[int, ...]] = {}
         for path in self._weight_files():
@@ -93,6 +96,11 @@ class BaseModel:
                     names = list(tensors.keys())
                     shapes.update((name, tuple(tensors.get_slice(name).get_shape())) for name in names)
             except (SafetensorError, OSError) as error:
+                if is_out_of_memory(error):
+                    raise MemoryExhaustedError(
+                        f"This process may not even map the weight file {path} into its memory.",
+                        hint="Use a smaller base model or a host with more memory, or raise the process' limit.",
+                    ) from error
                 raise ModelFilesError(
                     f"The weight file {path} is incomplete or damaged: {error}.",
                     hint="Delete it and fetch it again; a copy that was interrupted looks like this.",
@@ -203,11 +211,25 @@ def _explain(error: Exception, name: str, revision: str | None) -> None:
             f"The hub does not know the base model {place}, or this host's token may not see it.",
             f"Check the spelling at {address}; a private model needs HF_TOKEN on the host.",
         )
+    answered = next((link for link in chain if isinstance(link, HfHubHTTPError) and link.response is not None), None)
+    if answered is not None and answered.response.status_code in {401, 403}:
+        refuse(
+            "model-gated",
+            f"The hub refuses this host's token for the base model {place} (HTTP {answered.response.status_code}).",
+            "Set HF_TOKEN on the host to a token that is valid and may read it, or unset it for a public model.",
+        )
     if constants.HF_HUB_OFFLINE or met(OfflineModeIsEnabled):
         refuse(
             "model-offline",
             f"The base model {place} is not on this host, which is in offline mode (HF_HUB_OFFLINE).",
             f"Copy the model there, or unset HF_HUB_OFFLINE so that the hub id {name!r} can be downloaded.",
+        )
+    if answered is not None:
+        refuse(
+            "model-offline",
+            f"The hub at {constants.ENDPOINT} answers HTTP {answered.response.status_code} when it is asked for the "
+            f"base model {place}, which is not on this host.",
+            "Start the job again later, or copy the model to the host.",
         )
     if met(LocalEntryNotFoundError, ConnectionError, TimeoutError):
         refuse(

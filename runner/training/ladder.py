@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from runner.errors import LadderError
+from runner.errors import LadderError, MemoryExhaustedError
 from runner.events import ChildEvent, RungFailed
 from runner.redaction import redact
 from runner.reports import RUNG_WORDS, FailedRung, LoadReceipt, Rung
@@ -72,6 +72,8 @@ def climb_down(loader: RungLoader, emit: Emit, stop: StopSwitch) -> HeldRung:
                 failed = describe_failure(rung, error)
                 logger.warning("%s failed.\n%s", RUNG_WORDS[rung], redact(traceback.format_exc()))
                 final = classify(error)
+                if isinstance(final, MemoryExhaustedError) and final is not error:
+                    final = _with_figures(loader, rung, final)
                 if final is not None:
                     emit(RungFailed(failed=failed, next_rung=None))
                     if final is error:
@@ -155,6 +157,15 @@ def _obstacle(loader: RungLoader, rung: Rung) -> str | None:
         f"{RUNG_WORDS[rung]} needs about {_size(estimate.load_peak_bytes)} while the weights load, and {_size(free)} "
         f"are free on {loader.device}"
     )
+
+
+def _with_figures(loader: RungLoader, rung: Rung, error: MemoryExhaustedError) -> MemoryExhaustedError:
+    """Add what the weights take, so that people see by how much they missed."""
+    estimate = _estimate(loader, rung)
+    if estimate is None:
+        return error
+    need = f"With {RUNG_WORDS[rung]} the weights take about {_size(estimate.load_peak_bytes)} while they load."
+    return MemoryExhaustedError(f"{error.message} {need}", hint=error.hint)
 
 
 def _estimate(loader: RungLoader, rung: Rung) -> WeightEstimate | None:

@@ -149,6 +149,8 @@ def test_a_model_that_was_downloaded_once_is_found_offline(ask_hub: Callable[...
         ((404, "RepoNotFound"), "model-not-found", "does not know the base model 'acme/tiny'"),
         ((401, "RepoNotFound"), "model-not-found", "does not know the base model 'acme/tiny'"),
         ((404, "RevisionNotFound"), "model-not-found", "has no revision 'v9'"),
+        ((403, "Forbidden"), "model-gated", "refuses this host's token"),
+        ((400, "BadRequest"), "model-offline", "answers HTTP 400"),
     ],
 )
 def test_a_refusal_of_the_hub_is_told_apart(

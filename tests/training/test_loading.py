@@ -23,6 +23,7 @@ from runner.events import ChildEvent, RungFailed
 from runner.spec import RunSpec
 from runner.training import accelerator
 from runner.training.loading import load_on_rung, protected_load
+from runner.training.probe import probe
 
 pytestmark = [
     pytest.mark.training,
@@ -102,6 +103,27 @@ def test_gradient_checkpointing_works_on_every_rung(make: Make, models_root: Pat
     plain, _ = load(make(quantization={"ladder": [rung]}), models_root)
     receipt, _ = load(spec, models_root)
     assert receipt.probe_grad_norm == pytest.approx(plain.probe_grad_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("rung", ["4bit", "8bit", "none"])
+def test_a_probe_leaves_a_loaded_model_as_it_was(make: Make, models_root: Path, rung: str) -> None:
+    def trace(model: Any) -> tuple[Any, ...]:
+        hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+        modes = [module.training for module in model.modules()]
+        grads = [(weight.grad, weight.requires_grad) for weight in model.parameters()]
+        return hooks, modes, grads, [tuple(weight.shape) for weight in model.parameters()]
+
+    spec = make(quantization={"ladder": [rung]})
+    with protected_load(spec, models_root=models_root, emit=lambda _: None) as loaded:
+        model: Any = loaded.model
+        model.eval()
+        before, weights = trace(model), [weight.detach().clone() for weight in model.parameters()]
+        state = torch.get_rng_state()
+        probe(model, getattr(torch, loaded.receipt.compute_dtype))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert trace(model) == before
+        # No 4-bit weight is repacked for inference either.
+        assert all(map(torch.equal, model.parameters(), weights))
 
 
 def test_evaluating_in_between_does_not_corrupt_the_gradients(make: Make, models_root: Path) -> None:
@@ -237,6 +259,7 @@ def test_running_out_of_memory_in_the_probe_never_falls(
     monkeypatch.setattr(LlamaForCausalLM, "forward", exhaust)
     error, events = failing_load(make(), models_root)
     assert isinstance(error, MemoryExhaustedError)
+    assert "With 4-bit quantization the weights take about 2." in error.message
     assert [(event.failed.rung, event.next_rung) for event in events if isinstance(event, RungFailed)] == [
         ("4bit", None)
     ]
