@@ -79,7 +79,7 @@ def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any,
     assert manifest["versions"].keys() >= {"torch", "transformers", "peft", "bitsandbytes", "trl"}
     assert [(share["rows_used"], len(share["sha256"])) for share in manifest["data"]] == [(20, 64)]
     assert manifest["verified"]["max_difference"] < manifest["verified"]["base_difference"]
-    assert "trained with 4-bit quantization (28 of 29 linear modules quantized" in card
+    assert "trained with 4-bit quantization (28 of 29 linear modules and" in card
     assert "| rows 1 | 0 % | " in card
     assert "| 80 % of them |" in card
     assert "its logits differ from the trained model's by 0 at most" in card
