@@ -65,11 +65,9 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
     training_bytes = estimate_training(config, spec.project, mix, trainable, compute_dtype)
     # What this process holds, it gives back before the training begins.
     own = peak_bytes(device) if device.type == "cpu" else 0
-    free = free_bytes(device) or 0
     return Preflight(
         device=(f"{gpus} x " if gpus > 1 else "") + describe(device),
-        # Without a GPU the processes share the host's memory.
-        available_bytes=free if device.type == "cuda" else (free + own) // gpus,
+        available_bytes=_available_bytes(device, gpus, own),
         base_model=f"{source.name} at {source.revision}" if source.revision else str(source.folder),
         revision=source.revision,
         fetch_bytes=_bytes_to_fetch(source),
@@ -87,6 +85,14 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
             for weights in _estimate_ladder(spec, source, config, compute_dtype)
         ),
     )
+
+
+def _available_bytes(device: torch.device, processes: int, own: int) -> int | None:
+    """What each process of the run may take; without a GPU they share the host's memory, and what this one holds."""
+    free = free_bytes(device)
+    if free is None or device.type == "cuda":
+        return free
+    return (free + own) // processes
 
 
 def count_steps(mix: Mix, training: Training, gpus: int = 1) -> int:
