@@ -14,7 +14,7 @@ from datasets import Dataset
 from packaging.version import Version
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
@@ -129,6 +129,14 @@ class AdapterTrainer(SFTTrainer):
         seed: Any = self.args.data_seed
         rows = len(filled) - self.rows_without_loss
         return EqualShares(rows, self.rows_without_loss, seed=seed, epoch=lambda: int(self.state.epoch or 0))
+
+    @override
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Let every rank evaluate all held-out rows: dealt out, some would count twice to even the batches out."""
+        loader = super().get_eval_dataloader(eval_dataset)
+        if ranks.count() == 1:
+            return loader
+        return DataLoader(loader.dataset, batch_size=self.args.eval_batch_size, collate_fn=loader.collate_fn)
 
     def train_from(self, checkpoint: Checkpoint | None) -> None:
         """Train to the end, from the start or from where a checkpoint stands.

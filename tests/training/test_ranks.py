@@ -20,6 +20,7 @@ from runner.errors import TrainingError
 from runner.events import (
     AnyEvent,
     CheckpointSaved,
+    LossEvaluated,
     MetricsLogged,
     ModelLoaded,
     RunFailed,
@@ -53,6 +54,7 @@ STEPS = {"learning_rate": 5e-3, "logging_steps": 1, "save_steps": 1000}
 BATCH = {"per_device_train_batch_size": 3}
 SAME_BATCH = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
 IN_4_BITS: dict[str, Any] = {"ladder": ("4bit",), "max_steps": -1, "num_train_epochs": 1.5, "save_steps": 4}
+UNQUANTIZED: dict[str, Any] = {"ladder": ("none",), "max_steps": 5000, "eval_strategy": "steps", "eval_steps": 2}
 
 BROKEN_KERNEL = """
 import os, sys
@@ -86,9 +88,14 @@ def losses_of_one(
     child_projects_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., list[float]]:
-    """Train in this process with the batch of two, and give the losses of the first steps or of a checkpoint's next."""
+    """Train in this process with the batch of two, and give the losses of the first steps or of a checkpoint's next.
 
-    def train(steps: int, checkpoint: Checkpoint | None = None, **changes: Any) -> list[float]:
+    With `evaluations=True` those on held-out rows instead.
+    """
+
+    def train(
+        steps: int, checkpoint: Checkpoint | None = None, *, evaluations: bool = False, **changes: Any
+    ) -> list[float]:
         spec = two_of(gpus=1, **changes)
         stop = StopSwitch()
         losses: list[float] = []
@@ -111,7 +118,8 @@ def losses_of_one(
                 callbacks=[Progress(emit, settings=(), trainable_parameters=1), StopAtStep(stop)],
             )
             trainer.train_from(checkpoint)
-        return losses
+        history = trainer.state.log_history
+        return [record["eval_loss"] for record in history if "eval_loss" in record] if evaluations else losses
 
     return train
 
@@ -229,7 +237,7 @@ def stopped_and_killed(
     """A run whose rank 1 has no kernel for 4 bits, stopped in its second epoch; gone on with until rank 1 is killed."""
     folder = tmp_path_factory.mktemp("stopped")
     (folder / "sitecustomize.py").write_text(BROKEN_KERNEL)
-    spec = two_of(gpus=2, ladder=("4bit", "none"), max_steps=5000)
+    spec = two_of(gpus=2, **(UNQUANTIZED | {"ladder": ("4bit", "none")}))
 
     def attempt(number: int, at_step: int, act: Callable[[psutil.Process], None]) -> Run:
         run_dir = folder / f"attempt-{number}"
@@ -284,13 +292,25 @@ def test_no_process_outlives_its_attempt(pair: Run, stopped_and_killed: tuple[Ru
         assert alive == []
 
 
+def test_held_out_rows_have_the_loss_of_one_process_while_training_goes_on(
+    stopped_and_killed: tuple[Run, Run], losses_of_one: Callable[..., list[float]]
+) -> None:
+    stopped, _ = stopped_and_killed
+    together = [event.loss for event in stopped.events if isinstance(event, LossEvaluated)]
+
+    alone = losses_of_one(len(stopped.losses()), evaluations=True, **UNQUANTIZED)
+
+    assert len(together) >= 2
+    assert together == pytest.approx(alone[: len(together)], rel=1e-4)
+
+
 def test_one_process_goes_on_from_a_checkpoint_of_two(
     stopped_and_killed: tuple[Run, Run], losses_of_one: Callable[..., list[float]]
 ) -> None:
     stopped, resumed = stopped_and_killed
     [checkpoint] = complete_checkpoints(stopped.run_dir)
 
-    alone = losses_of_one(2, checkpoint=checkpoint, ladder=("none",), max_steps=5000)
+    alone = losses_of_one(2, checkpoint=checkpoint, **UNQUANTIZED)
 
     assert alone == pytest.approx(resumed.losses()[:2], rel=1e-4)
 
@@ -302,7 +322,7 @@ def test_two_unquantized_processes_stopped_and_resumed_have_the_losses_of_one(
     together = stopped.losses() + resumed.losses()
 
     assert resumed.only(TrainingStarted).resumed_from_step == len(stopped.losses())
-    alone = losses_of_one(len(together), ladder=("none",), max_steps=5000)
+    alone = losses_of_one(len(together), **UNQUANTIZED)
     # In bfloat16 the sum of two ranks' gradients rounds otherwise, and every step adds to that.
     assert together == pytest.approx(alone, rel=1e-4)
 
