@@ -405,10 +405,11 @@ def _explained_failures() -> Iterator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):
+            alone = "Several processes do not halve the batch by themselves. " if ranks.count() > 1 else ""
             raise MemoryExhaustedError(
                 "The base model fits into this device's memory, but what training or evaluating it needs does not.",
                 hint=(
-                    "Halve training.per_device_train_batch_size and double gradient_accumulation_steps, set "
+                    f"{alone}Halve training.per_device_train_batch_size and double gradient_accumulation_steps, set "
                     "gradient_checkpointing = true, or lower max_length."
                 ),
             ) from error
