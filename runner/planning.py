@@ -15,11 +15,12 @@ from runner.child import Spawn, child_environment, spawn_training
 from runner.errors import TrainingError
 from runner.events import ChildEvent
 from runner.history import find_earlier_run
+from runner.hyperparameters import Training
 from runner.plan import CheckName, Origin, Plan, PlanCheck, PlanMemory, PlanTime, Preflight
 from runner.redaction import redact
 from runner.reports import Rung
 from runner.settings import RunnerSettings
-from runner.spec import RunSpec, Training
+from runner.spec import RunSpec
 from runner.trial import Trial, run_trial
 
 _GB = 1_000_000_000

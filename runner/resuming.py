@@ -20,11 +20,14 @@ WITHOUT_EFFECT = frozenset(
     f"training.{name}"
     for name in (
         "logging_steps",
+        "save_strategy",
         "save_steps",
         "save_total_limit",
         "per_device_eval_batch_size",
         "step_timeout_s",
         "max_loss_rise",
+        "dataloader_num_workers",
+        "torch_empty_cache_steps",
     )
 )
 """Settings that a resumed run may change, because what is learned does not depend on them."""

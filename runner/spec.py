@@ -10,30 +10,15 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from runner.hyperparameters import Lora, Quantization, Training
 from runner.layout import FileType, Layout, WrittenFormat
-from runner.reports import Record, Rung
+from runner.reports import Record
 from runner.row_formats import formats_with
+from runner.strict import Spec
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
-
-
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
-"""TOML knows arrays only; they become tuples so that a spec stays immutable."""
-
-
-class Spec(Record):
-    """Immutable, unknown keys refused, no silent conversions (`"3"` is not 3)."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-    )
 
 
 def _is_a_name(value: str) -> str:
@@ -80,12 +65,6 @@ def _is_a_hub_id(value: str) -> str:
     return value
 
 
-def _is_not_zero(value: int) -> int:
-    if value == 0:
-        raise ValueError("must be at least 1, or -1 to go by num_train_epochs")
-    return value
-
-
 class DatasetShare(Spec):
     """One dataset of a trait and how much of it to use."""
 
@@ -115,114 +94,6 @@ class Trait(Spec):
         if twice:
             raise ValueError(f"names dataset {', '.join(map(str, twice))} twice; add up the percentages instead")
         return shares
-
-
-class Quantization(Spec):
-    """How the base model is held in memory."""
-
-    ladder: Annotated[tuple[Rung, ...], Field(min_length=1, strict=False)] = ("4bit", "8bit", "none")
-    """Rungs to try, in this order; `["4bit"]` forbids falling back."""
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    bnb_4bit_use_double_quant: bool = True
-    """Also quantize the quantization constants: about 0.4 bits a parameter less."""
-    llm_int8_threshold: Annotated[float, Field(ge=0)] = 6.0
-    """Outlier threshold of LLM.int8."""
-
-    @field_validator("ladder")
-    @classmethod
-    def _each_rung_once(cls, ladder: tuple[Rung, ...]) -> tuple[Rung, ...]:
-        if len(set(ladder)) != len(ladder):
-            raise ValueError("names a rung twice")
-        return ladder
-
-
-class Lora(Spec):
-    """The adapter, in PEFT's names."""
-
-    r: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Rank."""
-    lora_alpha: Annotated[int, Field(ge=1)] = 32
-    """Scale numerator: the update is multiplied by lora_alpha / r."""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: str | Names = "all-linear"
-    """`all-linear`, a list of module names, or a pattern that whole names match."""
-    modules_to_save: Names = ()
-    """Modules trained and saved whole beside the adapter, such as `lm_head`."""
-    use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r) instead."""
-    bias: Literal["none", "all", "lora_only"] = "none"
-
-
-class Training(Spec):
-    """The optimization, in TRL's and transformers' names."""
-
-    num_train_epochs: Annotated[float, Field(gt=0, le=10_000)] = 3.0
-    max_steps: Annotated[int, Field(ge=-1), AfterValidator(_is_not_zero)] = -1
-    """Optimizer steps; when positive, overrides `num_train_epochs`."""
-    per_device_train_batch_size: Annotated[int, Field(ge=1)] = 8
-    """Rows a device sees at once."""
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    warmup_steps: Annotated[float, Field(ge=0)] = 0
-    """Optimizer steps, or below 1 the share of all steps."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    optim: Literal[
-        "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"
-    ] = "adamw_torch_fused"
-    max_length: Annotated[int, Field(ge=8)] = 1024
-    """Tokens; longer rows are cut and counted."""
-    completion_only_loss: bool = True
-    """Loss on the completion alone of rows with prompt and completion; false trains on the prompt too."""
-    assistant_only_loss: bool = True
-    """Loss on the assistant's turns alone of messages; false trains on all turns."""
-    chat_template: Literal["auto", "own", "plain"] = "auto"
-    """Renders messages: the base model's own template, or a plain one; `auto` takes the plain one where there is none
-    or where its marks were never trained."""
-    packing: bool = False
-    """Put several rows into one sequence of `max_length` tokens."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a fifth slower."""
-    logging_steps: Annotated[int, Field(ge=1)] = 10
-    """Optimizer steps between two progress reports."""
-    save_steps: Annotated[int, Field(ge=1)] = 200
-    """Optimizer steps between two checkpoints."""
-    save_total_limit: Annotated[int, Field(ge=1)] = 2
-    """Checkpoints kept."""
-    eval_strategy: Literal["no", "steps", "epoch"] = "no"
-    """When to measure the loss on all held-out rows while training goes on; the last step is measured too."""
-    eval_steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimizer steps between two such measurements; None for `logging_steps`."""
-    per_device_eval_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Held-out rows at once, no more than in training; None for as many."""
-    load_best_model_at_end: bool = False
-    """The adapter is that of the lowest held-out loss; its checkpoint is written and kept, whatever `save_steps` is."""
-    metric_for_best_model: Literal["eval_loss", "loss"] = "eval_loss"
-    """What is best; both names mean the held-out loss."""
-    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
-    """Measurements in a row without a better loss that end training."""
-    early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
-    """How much lower a loss must be to count as better."""
-    step_timeout_s: Annotated[float, Field(ge=0)] = 3600.0
-    """Seconds without a sign of life from the training, after which the run is ended as stalled; 0 waits for ever."""
-    max_loss_rise: Annotated[float, Field(ge=0)] = 2.0
-    """Nats that the mean loss of 20 steps may lie above its lowest before the run, if that also doubled it, is ended as
-    diverged; 0 turns this off."""
-    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Draws the rows, the adapter's start and the order."""
-
-    @model_validator(mode="after")
-    def _evaluation_is_possible(self) -> Self:
-        if self.eval_strategy == "no":
-            for name in ("load_best_model_at_end", "early_stopping_patience"):
-                if getattr(self, name):
-                    raise ValueError(f'{name} needs eval_strategy = "steps" or "epoch"')
-        most = self.per_device_train_batch_size
-        if self.per_device_eval_batch_size is not None and self.per_device_eval_batch_size > most:
-            raise ValueError(f"per_device_eval_batch_size must be at most per_device_train_batch_size ({most})")
-        return self
 
 
 class Evaluation(Spec):
@@ -271,6 +142,12 @@ class ProjectSpec(Spec):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _rows_can_be_dealt_out(self) -> Self:
+        if self.training.group_by_length and self.compute.gpus > 1:
+            raise ValueError("training.group_by_length goes with compute.gpus = 1: several processes share rows evenly")
+        return self
 
     @model_validator(mode="after")
     def _something_is_held_out(self) -> Self:

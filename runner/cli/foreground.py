@@ -111,7 +111,11 @@ def _require_same_unfinished_run(job_dir: Path, spec: RunSpec) -> None:
     checkpoint = newest_checkpoint(job_dir)
     if checkpoint is not None:
         before = read_facts(checkpoint / COMPLETE_MARKER)
-        refuse_mismatch(checkpoint, tell_changes(before.spec, spec_facts(spec)))
+        now = spec_facts(spec)
+        if now["training.optim"] == "auto":
+            # Known only to the child, which puts its host's choice in the place of it.
+            now["training.optim"] = before.spec.get("training.optim")
+        refuse_mismatch(checkpoint, tell_changes(before.spec, now))
 
 
 def _train(run_directory: RunDirectory, spawn: Spawn, show: Callable[[ChildEvent], None]) -> RunEnd:

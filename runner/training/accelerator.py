@@ -6,14 +6,32 @@ from pathlib import Path
 
 import torch
 
+from runner.errors import TrainingError
+
 
 def choose_device() -> torch.device:
     """The current CUDA device, which `ranks.join` sets to one of each rank's own, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def choose_compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware has it, else float16 on a GPU and float32 on a CPU."""
+def choose_compute_dtype(device: torch.device, asked: str = "auto") -> torch.dtype:
+    """bfloat16 where the hardware has it, else float16 on a GPU and float32 on a CPU, unless another is asked for.
+
+    Args:
+        device: What computes.
+        asked: `quantization.bnb_4bit_compute_dtype`.
+
+    Raises:
+        TrainingError: The device cannot compute in what was asked for (`compute-dtype`).
+    """
+    if asked == "float16" and device.type == "cpu":
+        raise TrainingError(
+            "quantization.bnb_4bit_compute_dtype = 'float16' needs a GPU: on a CPU gradients in it run over.",
+            hint="Use 'auto', 'bfloat16' or 'float32', or a pool with GPUs.",
+            code="compute-dtype",
+        )
+    if asked != "auto":
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[asked]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     # Without the instruction a CPU emulates bfloat16, several times slower than float32.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from runner.events import BatchHalved, ChildEvent
-from runner.spec import Training
+from runner.hyperparameters import Training
 from runner.training.checkpoints import Checkpoint
 from runner.training.failure_marks import is_out_of_memory
 from runner.training.trainer import AdapterTrainer

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from typing_extensions import override
 
 from runner.events import ChildEvent, LossEvaluated
-from runner.spec import Training
+from runner.hyperparameters import Training
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from runner.errors import DatasetError
 from runner.events import DataMixed
+from runner.hyperparameters import Training
 from runner.reports import ShareReport
 from runner.rows import DatasetRows
-from runner.spec import RunSpec, Training
+from runner.spec import RunSpec
 from runner.training.audit import Repeats, find_warnings
 from runner.training.chat_template import settle_chat_template
 from runner.training.draw import asked_of, draw_rows

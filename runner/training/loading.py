@@ -131,4 +131,5 @@ def load_on_rung(spec: RunSpec, rung: Rung, *, models_root: Path) -> PreTrainedM
 
 def _loader(spec: RunSpec, source: BaseModel, config: PretrainedConfig, guard: ConfigGuard) -> RungLoader:
     device = choose_device()
-    return RungLoader(spec.project, source, config, guard, device, choose_compute_dtype(device))
+    compute_dtype = choose_compute_dtype(device, spec.project.quantization.bnb_4bit_compute_dtype)
+    return RungLoader(spec.project, source, config, guard, device, compute_dtype)

@@ -15,7 +15,7 @@ from peft.utils import ModulesToSaveWrapper
 from transformers import set_seed
 
 from runner.errors import TargetModulesError
-from runner.spec import Lora
+from runner.hyperparameters import Lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,17 +36,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
         TargetModulesError: `target_modules` or `modules_to_save` names what the model does not have.
     """
     _check_modules(model, lora)
-    target = lora.target_modules
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=target if isinstance(target, str) else list(target),
-        modules_to_save=list(lora.modules_to_save) or None,
-        use_rslora=lora.use_rslora,
-        bias=lora.bias,
-        task_type="CAUSAL_LM",
-    )
+    config = lora_config(lora)
     # Before, not after: whatever drew random numbers so far must not move the adapter's start.
     set_seed(seed)
     with without_peft_noise(model):
@@ -56,6 +46,28 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     # resized. It never is here, and that file may be one that transformers cannot read as it is.
     wrapped.save_pretrained = partial(wrapped.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     return wrapped
+
+
+def lora_config(lora: Lora) -> LoraConfig:
+    """Hand `[lora]` to PEFT."""
+    target, excluded = lora.target_modules, lora.exclude_modules
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=target if isinstance(target, str) else list(target),
+        exclude_modules=excluded if isinstance(excluded, str) else list(excluded) or None,
+        modules_to_save=list(lora.modules_to_save) or None,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        bias=lora.bias,
+        init_lora_weights=lora.init_lora_weights,
+        layers_to_transform=list(lora.layers_to_transform) or None,
+        layers_pattern=list(lora.layers_pattern) or None,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        task_type="CAUSAL_LM",
+    )
 
 
 @contextmanager

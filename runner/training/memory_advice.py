@@ -6,7 +6,8 @@ import torch
 from transformers import PretrainedConfig
 
 from runner.errors import MemoryExhaustedError
-from runner.spec import ProjectSpec, Training
+from runner.hyperparameters import Training
+from runner.spec import ProjectSpec
 from runner.training.data import Mix
 from runner.training.training_estimate import estimate_training
 

@@ -29,13 +29,15 @@ from runner.events import (
     RunSucceeded,
     parse_event,
 )
+from runner.hyperparameters import Training
 from runner.provenance import fingerprint_base_model, git_revision
 from runner.reports import LoadReceipt, Phase, RunSummary
 from runner.resuming import RunFacts
-from runner.spec import RunSpec, Training
+from runner.spec import RunSpec
 from runner.training import ranks
 from runner.training.accelerator import choose_device, describe, peak_bytes
 from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
+from runner.training.arguments import resolve_settings, settle_optimizer
 from runner.training.batch_halving import NothingFitsError, as_before, train_within_memory
 from runner.training.best_checkpoint import Evaluations
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
@@ -54,7 +56,7 @@ from runner.training.memory_advice import one_row_does_not_fit
 from runner.training.pins import with_earlier_pins
 from runner.training.stall_watch import StallWatch
 from runner.training.stopping import StopRequestedError, StopSwitch
-from runner.training.trainer import AdapterTrainer, build_trainer, resolve_settings
+from runner.training.trainer import AdapterTrainer, build_trainer
 from runner.training.verify import PROBE, store_probe
 from runner.training.verifying_process import VerifyingProcess
 from runner.versions import report_versions
@@ -225,13 +227,13 @@ def _train(
             # A branch may move: whoever verifies, resumes or repeats this run needs the very commit.
             spec = spec.model_copy(update={"project": spec.project.model_copy(update={"revision": revision})})
             _write_spec(run_dir, spec)
-        project, training = spec.project, spec.project.training
         _write_receipt(run_dir, loaded.receipt)
         stop.raise_if_set()
 
         emit(PhaseStarted(phase=Phase.DATA))
-        unpinned = spec
+        unpinned = settle_optimizer(spec, loaded.model.device.type)
         spec = ranks.from_first(lambda: pin_datasets(unpinned))
+        project, training = spec.project, spec.project.training
         _write_spec(run_dir, spec)
         mix = mix_data(
             spec,

@@ -19,11 +19,13 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from trl.data_utils import pack_dataset
 
 from runner.errors import QLoRAError
+from runner.hyperparameters import Training
 from runner.plan import Preflight, RungNeeds
 from runner.redaction import redact
 from runner.settings import RunnerSettings, load_settings
-from runner.spec import RunSpec, Training
+from runner.spec import RunSpec
 from runner.training.accelerator import choose_compute_dtype, choose_device, describe, peak_bytes
+from runner.training.arguments import settle_optimizer
 from runner.training.base_model import BaseModel, locate_base_model
 from runner.training.data import Mix, mix_data
 from runner.training.empty_model import build_empty_model
@@ -55,13 +57,14 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
     device = choose_device()
     if device.type == "cuda":
         require_gpus(gpus)
+    spec = settle_optimizer(spec, device.type)
     source = locate_base_model(spec, settings.models_root)
     tokenizer = load_tokenizer(source).tokenizer
     config = load_model_config(source, spec.project.model_type).config
     mix = mix_data(spec, tokenizer, settings.projects_dir)
     model = add_lora(build_empty_model(config, source), spec.project.lora, spec.project.training.seed)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    compute_dtype = choose_compute_dtype(device)
+    compute_dtype = choose_compute_dtype(device, spec.project.quantization.bnb_4bit_compute_dtype)
     training_bytes = estimate_training(config, spec.project, mix, trainable, compute_dtype)
     # What this process holds, it gives back before the training begins.
     own = peak_bytes(device) if device.type == "cpu" else 0
@@ -101,7 +104,11 @@ def count_steps(mix: Mix, training: Training, gpus: int = 1) -> int:
         return training.max_steps
     rows = len(mix.input_ids)
     if training.packing:
-        rows = len(pack_dataset(Dataset.from_dict({"input_ids": mix.input_ids}), training.max_length, "bfd"))
+        rows = len(
+            pack_dataset(
+                Dataset.from_dict({"input_ids": mix.input_ids}), training.max_length, training.packing_strategy
+            )
+        )
     batches = math.ceil(rows / (training.per_device_train_batch_size * gpus))
     return math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))
 

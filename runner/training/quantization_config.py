@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
+from runner.hyperparameters import Quantization
 from runner.reports import Rung
-from runner.spec import Quantization
 from runner.training.quantized import EffectiveRungError
 
 

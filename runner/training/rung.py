@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from peft import prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils.import_utils import is_flash_attn_2_available
 
-from runner.errors import ModelFilesError
+from runner.errors import ModelFilesError, TrainingError
 from runner.reports import Rung
 from runner.spec import ProjectSpec
 from runner.training.base_model import BaseModel
@@ -79,8 +80,17 @@ class RungLoader:
         Raises:
             EffectiveRungError: It is not quantized as the rung says.
             ModelFilesError: Weights are missing.
+            TrainingError: The host lacks what `attn_implementation` needs (`attention`).
             Exception: Whatever transformers, bitsandbytes or the model's own code raises.
         """
+        attention = self.project.training.attn_implementation
+        if attention == "flash_attention_2" and not is_flash_attn_2_available():
+            raise TrainingError(
+                "training.attn_implementation = 'flash_attention_2' needs the package flash-attn and a GPU, which this "
+                "host does not have.",
+                hint="Use 'sdpa', or install flash-attn on the host.",
+                code="attention",
+            )
         with without_bars(), conversion_errors_raised():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.source.folder,
@@ -91,6 +101,7 @@ class RungLoader:
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                attn_implementation=attention,
                 **self._quantization(rung),
             )
         model: PreTrainedModel = loaded[0]

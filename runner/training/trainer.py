@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from datasets import Dataset
-from packaging.version import Version
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 from trl.data_utils import pack_dataset
-from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from typing_extensions import override
 
 from runner.errors import DatasetError, TrainingError
-from runner.reports import Resolved
-from runner.spec import RunSpec, Training
+from runner.hyperparameters import Training
 from runner.training import ranks
+from runner.training.arguments import refuse_gpu_optimizer, training_arguments
 from runner.training.best_checkpoint import judge, stops_early
 from runner.training.checkpoints import Checkpoint
 from runner.training.data import Mix
@@ -38,9 +33,6 @@ from runner.training.watchdog import Watchdog
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
-
-SECTIONS = ("lora", "training", "quantization")
-BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
 
 
 class AdapterTrainer(SFTTrainer):
@@ -223,16 +215,16 @@ def build_trainer(
     """
     on_cpu = model.device.type == "cpu"
     if on_cpu:
-        _refuse_gpu_optimizer(training)
+        refuse_gpu_optimizer(training)
     rows = Dataset.from_dict({"input_ids": mix.input_ids, "labels": mix.labels})
     if training.packing:
         # Best fit keeps rows whole, and the collator starts positions anew at each, so rows do not see each other.
-        rows = pack_dataset(rows, training.max_length, "bfd")
+        rows = pack_dataset(rows, training.max_length, training.packing_strategy)
     filled = fill_up(rows, training.per_device_train_batch_size * ranks.count()) if ranks.count() > 1 else rows
     trainer = AdapterTrainer(
         training=training,
         model=model,
-        args=_arguments(training, output_dir, compute_dtype, on_cpu=on_cpu),
+        args=training_arguments(training, output_dir, compute_dtype, on_cpu=on_cpu),
         train_dataset=filled,
         eval_dataset=_held_out_rows(mix) if training.eval_strategy != "no" else None,
         processing_class=tokenizer,
@@ -275,122 +267,3 @@ def _held_out_rows(mix: Mix) -> Dataset:
             "labels": [row for trait in mix.held_out for row in trait.labels],
         }
     )
-
-
-def _refuse_gpu_optimizer(training: Training) -> None:
-    """Refuse what would otherwise fail in the first step, in bitsandbytes' words about tensors."""
-    installed = metadata.version("bitsandbytes")
-    if training.optim in BITSANDBYTES_OPTIMIZERS and Version(installed) < Version("0.50"):
-        raise TrainingError(
-            f"training.optim = {training.optim!r} needs a GPU with bitsandbytes {installed}, and this host has none.",
-            hint='Set training.optim = "adamw_torch", or use a pool with GPUs.',
-            code="optimizer",
-        )
-
-
-def resolve_settings(
-    spec: RunSpec, compute_dtype: str, device: str, *, fitting: Training | None = None
-) -> tuple[Resolved, ...]:
-    """List every hyperparameter with its value and who decided it.
-
-    Args:
-        spec: What was asked for.
-        compute_dtype: The receipt's.
-        device: The receipt's.
-        fitting: The settings that fit into this host's memory, where they are others.
-    """
-    resolved = []
-    training = spec.project.training
-    for section in SECTIONS:
-        for name, value in getattr(spec.project, section).model_dump(mode="json").items():
-            path = f"{section}.{name}"
-            if section == "training" and fitting is not None and getattr(fitting, name) != getattr(training, name):
-                resolved.append(Resolved(name=name, value=_shown(getattr(fitting, name)), origin="host"))
-            elif path in spec.overrides:
-                resolved.append(Resolved(name=name, value=_shown(value), origin="override"))
-            elif path in spec.stated:
-                resolved.append(Resolved(name=name, value=_shown(value), origin="project"))
-            else:
-                resolved.append(Resolved(name=name, value=_shown(value), origin="default"))
-    resolved.append(Resolved(name="compute_dtype", value=compute_dtype, origin="host"))
-    resolved.append(Resolved(name="device", value=device, origin="host"))
-    return tuple(resolved)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if value is None else str(value)
-
-
-def _arguments(training: Training, output_dir: Path, compute_dtype: str, *, on_cpu: bool) -> SFTConfig:
-    arguments = SFTConfig(
-        output_dir=str(output_dir),
-        num_train_epochs=training.num_train_epochs,
-        max_steps=training.max_steps,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.lr_scheduler_type,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim=training.optim,
-        max_length=training.max_length,
-        packing=training.packing,
-        packing_strategy="bfd",
-        dataset_kwargs={"skip_prepare_dataset": True},
-        neftune_noise_alpha=training.neftune_noise_alpha,
-        logging_strategy="steps",
-        logging_steps=training.logging_steps,
-        logging_first_step=True,
-        # The filter would hide a loss that is not a number behind the mean of the others.
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=training.save_steps,
-        save_total_limit=None,
-        # Epochs are counted by `best_checkpoint.Evaluations`.
-        eval_strategy="steps" if training.eval_strategy == "steps" else "no",
-        eval_steps=training.eval_steps or training.logging_steps,
-        per_device_eval_batch_size=training.per_device_eval_batch_size or training.per_device_train_batch_size,
-        prediction_loss_only=True,
-        # Makes the trainer remember the best step; its own loading of it would tie save_steps to eval_steps.
-        metric_for_best_model=training.metric_for_best_model if training.eval_strategy != "no" else None,
-        seed=training.seed,
-        data_seed=training.seed,
-        bf16=compute_dtype == "bfloat16",
-        fp16=compute_dtype == "float16" and not on_cpu,
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        label_names=["labels"],
-        report_to="none",
-        disable_tqdm=True,
-        ddp_find_unused_parameters=False,
-        ddp_timeout=int(ranks.COLLECTIVE_TIMEOUT.total_seconds()),
-        **_warmup(training.warmup_steps),
-        **_checkpointing(training),
-    )
-    # On a host with several GPUs the trainer would spread every batch over all of them, which a quantized model does
-    # not bear; transformers itself sets this for a model that lies on one.
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # noqa: SLF001  # there is no public way
-    return arguments
-
-
-def _warmup(steps: float) -> dict[str, Any]:
-    """Name the warmup as the installed transformers does: before 5 a share of all steps had an argument of its own."""
-    if 0 < steps < 1 and Version(transformers.__version__) < Version("5"):
-        return {"warmup_ratio": steps}
-    return {"warmup_steps": steps if 0 < steps < 1 else int(steps)}
-
-
-def _checkpointing(training: Training) -> dict[str, Any]:
-    """Name recomputing in the backward pass as the installed transformers does; the old name warns on newer ones."""
-    names = {field.name for field in fields(SFTConfig)}
-    prefix = "activation" if "activation_checkpointing" in names else "gradient"
-    return {
-        f"{prefix}_checkpointing": training.gradient_checkpointing,
-        # Reentrant checkpointing loses the gradient where the inputs need none, as above a frozen embedding.
-        f"{prefix}_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
-    }

@@ -13,7 +13,20 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _FLOAT_BYTES = 4
-_OPTIMIZER_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
+_OPTIMIZER_BYTES = {
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "lion_8bit": 1,
+    "paged_lion_8bit": 1,
+    "lion_32bit": 4,
+    "ademamix": 12,
+    "ademamix_8bit": 3,
+    "paged_ademamix_8bit": 3,
+    "rmsprop": 4,
+    "adagrad": 4,
+    "adafactor": 0,
+    "sgd": 0,
+}
 """Bytes of optimizer state for each trained parameter; the others keep two moments in float32."""
 
 

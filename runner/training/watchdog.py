@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from typing_extensions import override
 
 from runner.errors import TrainingError
-from runner.spec import Training
+from runner.hyperparameters import Training
 
 ZERO_STEPS = 3
 """So many steps in a row without loss or gradient end a run that had some; without any before, the first one does."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from runner.hyperparameters import Quantization
 from runner.reports import Rung
-from runner.spec import Quantization
 from runner.training.base_model import BaseModel
 from runner.training.empty_model import build_empty_model
 from runner.training.quantization_config import ask_for_rung, stored_values, unquantized_dtype

@@ -142,7 +142,9 @@ def test_the_readme_tells_every_key_with_its_default() -> None:
     for name, field in ProjectSpec.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
-            expected |= {key: inner.default for key, inner in section.model_fields.items()}
+            expected |= {
+                key: inner.get_default(call_default_factory=True) for key, inner in section.model_fields.items()
+            }
         else:
             expected[name] = "required" if field.is_required() else field.default
     expected |= {f"traits.{key}": "required" for key in Trait.model_fields}

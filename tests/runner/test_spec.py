@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from runner.hyperparameters import Lora, Quantization, Training
 from runner.projects import load_project
-from runner.spec import DatasetEntry, Lora, ProjectSpec, Quantization, RunSpec, Training
+from runner.spec import DatasetEntry, ProjectSpec, RunSpec
 
 PROJECTS = Path(__file__).parents[2] / "projects"
 MINIMAL: dict[str, Any] = {

@@ -24,7 +24,8 @@ from runner.events import (
     TrainingStarted,
     parse_event,
 )
-from runner.spec import RunSpec, Training
+from runner.hyperparameters import Training
+from runner.spec import RunSpec
 from runner.training.batch_halving import NothingFitsError, as_before, halve, train_within_memory
 from runner.training.callbacks import Checkpoints, Progress
 from runner.training.checkpoints import Checkpoint, describe_run, newest_checkpoint

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from runner.errors import DatasetError
-from runner.spec import Lora
+from runner.hyperparameters import Lora
 from runner.training.evaluation import Questions, Table, _shown, evaluate, prepare_questions
 from runner.training.lora import add_lora
 from runner.training.stopping import StopRequestedError, StopSwitch

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from runner.errors import DatasetError, TargetModulesError, TrainingError
-from runner.spec import Lora
+from runner.hyperparameters import Lora
 from runner.training import failures
 from runner.training.base_model import BaseModel
 from runner.training.failures import ENDING, FALLING, classify, describe_failure, find_class

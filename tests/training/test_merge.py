@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from runner.__main__ import main
 from runner.errors import MemoryExhaustedError, ModelFilesError, TrainingError, UsageError
+from runner.hyperparameters import Lora
 from runner.merging import MergeReport
 from runner.merging import merge as merge_and_publish
 from runner.settings import load_settings
-from runner.spec import Lora
 from runner.training import merge as merging
 from runner.training.lora import add_lora, without_peft_noise
 from runner.training.merge import merge

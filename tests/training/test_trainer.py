@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, Trai
 
 from runner.errors import TargetModulesError, TrainingError
 from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, TrainingStarted
+from runner.hyperparameters import Lora, Training
 from runner.resuming import RunFacts, read_facts
-from runner.spec import Lora, RunSpec, Training
+from runner.spec import RunSpec
+from runner.training.arguments import resolve_settings, training_arguments
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.data import Mix, mix_data
 from runner.training.evaluation import evaluate, prepare_questions
@@ -20,7 +22,7 @@ from runner.training.loading import LoadedModel, protected_load
 from runner.training.lora import add_lora
 from runner.training.probe import probe
 from runner.training.stopping import StopSwitch
-from runner.training.trainer import AdapterTrainer, _arguments, build_trainer, resolve_settings
+from runner.training.trainer import AdapterTrainer, build_trainer
 from runner.training.watchdog import Watchdog
 
 MakeSpec = Callable[..., RunSpec]
@@ -216,7 +218,7 @@ def test_an_optimizer_of_bitsandbytes_trains_or_is_refused_in_words(
 
 @pytest.mark.parametrize(("warmup_steps", "steps"), [(2.0, 2), (0.5, 10), (0.0, 0)])
 def test_warmup_is_a_number_or_a_share_of_steps(tmp_path: Path, warmup_steps: float, steps: int) -> None:
-    arguments = _arguments(Training(warmup_steps=warmup_steps), tmp_path, "float32", on_cpu=True)
+    arguments = training_arguments(Training(warmup_steps=warmup_steps), tmp_path, "float32", on_cpu=True)
 
     assert arguments.get_warmup_steps(20) == steps
 
@@ -284,7 +286,7 @@ def test_a_stop_ends_training_at_the_next_step_with_a_checkpoint(
 def test_a_step_that_the_scaler_of_float16_leaves_out_does_not_end_the_run(tmp_path: Path) -> None:
     events: list[ChildEvent] = []
     progress = Progress(events.append, settings=(), trainable_parameters=1)
-    arguments = _arguments(Training(), tmp_path, "float32", on_cpu=True)
+    arguments = training_arguments(Training(), tmp_path, "float32", on_cpu=True)
     state, control = TrainerState(global_step=1, max_steps=2), TrainerControl()
     logs = {"loss": 2.0, "grad_norm": float("nan"), "learning_rate": 1e-3, "num_tokens": 9.0}
     progress.on_step_begin(arguments, state, control)
@@ -305,7 +307,7 @@ def test_a_step_that_the_scaler_of_float16_leaves_out_does_not_end_the_run(tmp_p
 def test_one_process_trains_on_one_gpu_however_many_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
 
-    arguments = _arguments(Training(per_device_train_batch_size=3), tmp_path, "float32", on_cpu=False)
+    arguments = training_arguments(Training(per_device_train_batch_size=3), tmp_path, "float32", on_cpu=False)
 
     assert (arguments.n_gpu, arguments.train_batch_size) == (1, 3)
 

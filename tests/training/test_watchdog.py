@@ -13,8 +13,9 @@ from transformers import TrainerCallback
 from runner.child import EVENTS_FD, Child
 from runner.errors import TrainingError
 from runner.events import RunFailed
+from runner.hyperparameters import Training
 from runner.resuming import RunFacts
-from runner.spec import RunSpec, Training
+from runner.spec import RunSpec
 from runner.training.callbacks import Checkpoints
 from runner.training.data import mix_data
 from runner.training.loading import protected_load

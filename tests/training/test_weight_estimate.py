@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from runner.hyperparameters import Quantization
 from runner.reports import LoadReceipt
-from runner.spec import Quantization, RunSpec
+from runner.spec import RunSpec
 from runner.training.accelerator import choose_compute_dtype, choose_device
 from runner.training.base_model import BaseModel
 from runner.training.loading import protected_load
