@@ -29,6 +29,7 @@ bench: $(VENV)/installed  ## figures, measured here and now
 	@$(BIN)/python -m tests.benchmarks.bot_footprint
 	@$(BIN)/python -m tests.benchmarks.plan_accuracy
 	@$(BIN)/python -m tests.benchmarks.config_guard
+	@$(BIN)/python -m tests.benchmarks.training_parity
 
 format: $(VENV)/installed
 	$(BIN)/ruff format
