@@ -65,8 +65,12 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     if not (torch.is_grad_enabled() and self.training and not args and not kwargs and _is_plain(self)):
         return type(self).forward(self, x, *args, **kwargs)
     (name,) = self.active_adapters
+    result = self.get_base_layer()(x)
+    if result._is_view():  # noqa: SLF001  # there is no public way
+        # As from a 4-bit layer with a bias; autograd refuses to change what such a function returned.
+        result = result.clone()
     return _AddLora.apply(  # type: ignore[no-untyped-call]  # torch leaves it bare
-        self.get_base_layer()(x), x, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        result, x, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
     )
 
 

@@ -12,9 +12,10 @@ from runner.training.lean_lora import make_lora_lean
 def _model(kind: str, **lora: Any) -> PeftModel:
     """Two layers, the second on top of the first, so that gradients go through a base weight."""
     torch.manual_seed(0)
-    if kind == "4bit":
+    if kind.startswith("4bit"):
         layer: Any = Linear4bit
-        layers = [layer(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4") for _ in range(2)]
+        bias = kind.endswith("bias")
+        layers = [layer(64, 64, bias=bias, compute_dtype=torch.float32, quant_type="nf4") for _ in range(2)]
         model = nn.Sequential(*layers).to("cpu")
     else:
         model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
@@ -35,7 +36,7 @@ def _pass(model: PeftModel, x: Tensor) -> tuple[Tensor, dict[str, Tensor | None]
     return output, {name: leaf.grad for name, leaf in ({"x": x} | trained).items()}
 
 
-@pytest.mark.parametrize("kind", ["4bit", "none"])
+@pytest.mark.parametrize("kind", ["4bit", "4bit with bias", "none"])
 def test_output_and_gradients_are_those_of_peft(kind: str) -> None:
     model, x = _model(kind), torch.randn(3, 5, 64)
     expected = _pass(model, x)
