@@ -55,7 +55,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917  # autograd passes by position
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, count: Tensor, rule: LogitRule
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        count: Tensor,
+        rule: LogitRule,
+        smoothing: float,
     ) -> Tensor:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -68,12 +75,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
             bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
             share = count.float().reciprocal()
+            # Divided by the labels of a step, most of a gradient is below what float16 can tell from zero, and the
+            # scaler comes too late to lift it: there it is divided in float32, behind the products.
+            late = dtype == torch.float16
             size = max(MIN_BLOCK_ROWS, BLOCK_LOGITS // weight.shape[0])
             for start in range(0, rows.shape[0], size):
                 block, wanted = rows[start : start + size], labels[start : start + size]
                 product = nn.functional.linear(block, matrix, offset).float()
                 with torch.set_grad_enabled(any(ctx.needs_input_grad)):
-                    part = _summed(rule.apply(product.requires_grad_(torch.is_grad_enabled())), wanted) * share
+                    logits = rule.apply(product.requires_grad_(torch.is_grad_enabled()))
+                    part = _summed(logits, wanted, smoothing) * (1 if late else share)
                 total += part.detach()
                 if not part.requires_grad:
                     continue
@@ -81,9 +92,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if hidden_gradient is not None:
                     _add_product(hidden_gradient[start : start + size], gradient, matrix)
                 if weight_gradient is not None:
-                    _add_product(weight_gradient, gradient.T, block)
+                    # A sum over many rows leaves float16's range.
+                    wide = torch.float32 if late else dtype
+                    _add_product(weight_gradient, gradient.T.to(wide), block.to(wide))
                 if bias_gradient is not None:
                     bias_gradient += gradient.sum(0, dtype=torch.float32)
+            if late:
+                for whole in (total, hidden_gradient, weight_gradient, bias_gradient):
+                    if whole is not None:
+                        whole.mul_(share)
         ctx.gradients = hidden_gradient, weight_gradient, bias_gradient
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return total
@@ -94,12 +111,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if gradient is None else (gradient * outer).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
-def _summed(logits: Tensor, labels: Tensor) -> Tensor:
-    if not AS_TRL_1:
-        return nn.functional.cross_entropy(logits, labels, reduction="sum")
+def _summed(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    if smoothing or not AS_TRL_1:
+        return nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
     return (logits.logsumexp(1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)).sum()
 
 
@@ -121,6 +138,7 @@ def linear_cross_entropy(
     *,
     count: Tensor | int | None = None,
     rule: LogitRule | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Average the cross entropy over the positions whose label is not -100.
 
@@ -131,22 +149,24 @@ def linear_cross_entropy(
         labels: (rows,) int64, the token that each row predicts.
         count: What the sum is divided by, such as the labels of all batches that make one step; None for these here.
         rule: What the architecture does to the product.
+        label_smoothing: Share of each label that is spread over the whole vocabulary.
 
     Returns:
         A float32 scalar; zero, with a gradient of zero, where no label is left.
     """
     trained = labels != IGNORED_LABEL
     divisor = torch.as_tensor(trained.sum() if count is None else count, device=hidden.device).clamp(min=1)
-    inputs = hidden[trained], weight, bias, labels[trained], divisor, rule or LogitRule()
+    inputs = hidden[trained], weight, bias, labels[trained], divisor, rule or LogitRule(), label_smoothing
     loss: Tensor = _LinearCrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]  # torch leaves it bare
     return loss
 
 
-def add_loss_only_forward(model: PreTrainedModel) -> bool:
+def add_loss_only_forward(model: PreTrainedModel, label_smoothing: float = 0.0) -> bool:
     """Teach `model(..., labels=labels, loss_only=True)` to return the loss without logits.
 
     Args:
         model: A causal language model, without its adapter's wrapper.
+        label_smoothing: As of `linear_cross_entropy`.
 
     Returns:
         Whether that is possible: on a few tokens, the model's own logits must be what a rule makes of its backbone's
@@ -166,7 +186,9 @@ def add_loss_only_forward(model: PreTrainedModel) -> bool:
         # Looked up at every call: an adapter may have put a trained copy in its place.
         head = self.get_output_embeddings()
         rows, following = hidden[:, :-1].reshape(-1, hidden.shape[-1]), labels[:, 1:].reshape(-1)
-        loss = linear_cross_entropy(rows, head.weight, head.bias, following, count=count, rule=rule)
+        loss = linear_cross_entropy(
+            rows, head.weight, head.bias, following, count=count, rule=rule, label_smoothing=label_smoothing
+        )
         return CausalLMOutputWithPast(loss=loss)
 
     model.forward = types.MethodType(forward, model)

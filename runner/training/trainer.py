@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from datasets import Dataset
+from packaging.version import Version
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import SFTTrainer
 from typing_extensions import override
@@ -25,6 +29,7 @@ from runner.training.checkpoints import Checkpoint
 from runner.training.data import Mix
 from runner.training.equal_shares import EqualShares, fill_up
 from runner.training.lean_lora import make_lora_lean
+from runner.training.length_groups import LengthGroups
 from runner.training.lora import keep_full_precision
 from runner.training.loss import add_loss_only_forward
 from runner.training.skipping import epoch_kept
@@ -33,6 +38,10 @@ from runner.training.watchdog import Watchdog
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+
+
+_SMOOTHS_BY_STEP = Version(transformers.__version__) >= Version("5.15")
+"""Whether label smoothing divides by the labels of a whole optimizer step, as the loss without it does."""
 
 
 class AdapterTrainer(SFTTrainer):
@@ -50,9 +59,15 @@ class AdapterTrainer(SFTTrainer):
 
     def __init__(self, *, training: Training, **arguments: Any) -> None:
         self._training = training
-        super().__init__(**arguments)
+        with warnings.catch_warnings():
+            # TRL 1 warns that it smooths labels in a second forward pass, which this class does without.
+            warnings.filterwarnings("ignore", message="`label_smoothing_factor` is deprecated", category=FutureWarning)
+            super().__init__(**arguments)
         base: Any = arguments["model"].get_base_model()
-        self._loss_only = self.label_smoother is None and add_loss_only_forward(base)
+        self._loss_only = add_loss_only_forward(base, training.label_smoothing_factor)
+        if training.label_smoothing_factor and not self._loss_only and not _SMOOTHS_BY_STEP:
+            # Then a batch's mean is divided by the number of batches in a step, which would else be added up.
+            self.model_accepts_loss_kwargs = False
 
     @override
     def compute_loss(
@@ -73,6 +88,15 @@ class AdapterTrainer(SFTTrainer):
             self._total_train_tokens += int(self.accelerator.gather_for_metrics(tokens).sum())
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
+
+    @override
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """Measure the loss alone: older TRL makes the logits too, and what trained may not fit with them."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss: Tensor = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write nothing; TRL would write a card at every checkpoint."""
@@ -114,13 +138,20 @@ class AdapterTrainer(SFTTrainer):
 
     @override
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """Deal rows out to several ranks as `equal_shares` says."""
-        if ranks.count() == 1:
-            return super()._get_train_sampler(train_dataset)
-        filled: Any = self.train_dataset
+        """Deal rows out to several ranks as `equal_shares` says, and group them as `length_groups` does."""
         seed: Any = self.args.data_seed
+        if ranks.count() == 1:
+            sampler = super()._get_train_sampler(train_dataset)
+            if isinstance(sampler, LengthGroupedSampler):
+                return LengthGroups(sampler, seed=seed, epoch=self._epoch)
+            return sampler
+        filled: Any = self.train_dataset
         rows = len(filled) - self.rows_without_loss
-        return EqualShares(rows, self.rows_without_loss, seed=seed, epoch=lambda: int(self.state.epoch or 0))
+        return EqualShares(rows, self.rows_without_loss, seed=seed, epoch=self._epoch)
+
+    def _epoch(self) -> int:
+        """Epochs done."""
+        return int(self.state.epoch or 0)
 
     @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:

@@ -34,8 +34,8 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("rule", [LogitRule(), LogitRule(scale=0.25), LogitRule(scale=3.0, softcap=2.0)])
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_loss_and_gradients_are_those_of_whole_logits(rule: LogitRule, *, has_bias: bool) -> None:
+@pytest.mark.parametrize(("has_bias", "smoothing"), [(False, 0.0), (True, 0.0), (False, 0.1)])
+def test_loss_and_gradients_are_those_of_whole_logits(rule: LogitRule, *, has_bias: bool, smoothing: float) -> None:
     hidden, weight, bias = (torch.randn(size, requires_grad=True) for size in ((30, 8), (50, 8), (50,)))
     used = [hidden, weight, *([bias] if has_bias else [])]
     labels = torch.randint(0, 50, (30,))
@@ -43,15 +43,33 @@ def test_loss_and_gradients_are_those_of_whole_logits(rule: LogitRule, *, has_bi
     logits = rule.scale * (hidden @ weight.T + (bias if has_bias else 0))
     if rule.softcap:
         logits = rule.softcap * torch.tanh(logits / rule.softcap)
-    expected = cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / 40
+    expected = cross_entropy(logits, labels, ignore_index=-100, reduction="sum", label_smoothing=smoothing) / 40
     expected_gradients = torch.autograd.grad(0.5 * expected, used)
 
-    actual = linear_cross_entropy(hidden, weight, bias if has_bias else None, labels, count=40, rule=rule)
+    own_bias = bias if has_bias else None
+    actual = linear_cross_entropy(hidden, weight, own_bias, labels, count=40, rule=rule, label_smoothing=smoothing)
     gradients = torch.autograd.grad(0.5 * actual, used)
 
     torch.testing.assert_close(actual, expected)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, wanted)
+
+
+def test_in_float16_a_step_of_many_labels_keeps_its_gradient() -> None:
+    hidden, weight = (torch.randn(size).mul(0.3).half() for size in ((64, 32), (4000, 32)))
+    labels, scale = torch.randint(0, 4000, (64,)), 2.0**16
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        one, other = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
+        scaled = scale * linear_cross_entropy(one, other, None, labels, count=20_000)
+        gradients.append([gradient.float() for gradient in torch.autograd.grad(scaled, [one, other])])
+
+    for wanted, gradient in zip(*gradients, strict=True):
+        assert (gradient - wanted).norm() < 0.01 * wanted.norm()
+    # Of most of the vocabulary, which no label names, too.
+    unnamed = torch.ones(4000, dtype=torch.bool).index_fill(0, labels, value=False)
+    wanted, gradient = (weights[unnamed] for _, weights in gradients)
+    assert (gradient - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_a_batch_without_labels_has_a_loss_and_a_gradient_of_zero() -> None:

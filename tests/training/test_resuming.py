@@ -76,6 +76,7 @@ def _built(spec: RunSpec, models_root: Path, projects_dir: Path, run_dir: Path) 
         ("4bit", {"packing": True, "max_length": 40, "per_device_train_batch_size": 1, "neftune_noise_alpha": 5.0}),
         ("8bit", {"lr_scheduler_type": "linear"}),
         ("none", {"save_steps": 5}),
+        ("none", {"save_steps": 5, "group_by_length": True}),
     ],
 )
 def test_a_run_that_was_killed_goes_on_with_the_losses_of_one_that_was_not(  # noqa: PLR0917 - fixtures

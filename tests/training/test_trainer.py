@@ -14,6 +14,7 @@ from runner.events import CheckpointSaved, ChildEvent, MetricsLogged, TrainingSt
 from runner.hyperparameters import Lora, Training
 from runner.resuming import RunFacts, read_facts
 from runner.spec import RunSpec
+from runner.training import trainer as trainer_module
 from runner.training.arguments import resolve_settings, training_arguments
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.data import Mix, mix_data
@@ -199,6 +200,34 @@ def test_recomputing_activations_changes_memory_and_not_the_loss(
 
     assert passes == [2, 4]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("loss_only", [True, False])
+def test_smoothed_labels_teach_the_same_however_a_step_is_divided(  # noqa: PLR0917 - fixtures
+    make_spec: MakeSpec,
+    models_root: Path,
+    tmp_path: Path,
+    addition: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    loss_only: bool,
+) -> None:
+    if not loss_only:
+        monkeypatch.setattr(trainer_module, "add_loss_only_forward", lambda *_: False)
+    losses = []
+    for rows in (4, 2):
+        batches = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 4 // rows, "max_steps": 2}
+        spec = make_spec(
+            tmp_path,
+            addition,
+            training=SHORT | batches | {"label_smoothing_factor": 0.1},
+            quantization={"ladder": ["none"]},
+        )
+        with _trainer(spec, models_root, tmp_path) as (trainer, _, _):
+            trainer.train()
+            losses.append(_losses(trainer))
+
+    # Without our loss an older stack averages the means of batches of unequal length.
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3 if loss_only else 0.1)
 
 
 def test_an_optimizer_of_bitsandbytes_trains_or_is_refused_in_words(
