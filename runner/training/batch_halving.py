@@ -143,6 +143,12 @@ def _restore(model: PeftModel, start: dict[str, Tensor]) -> None:
 
 def _in_batches_of(size: int, training: Training) -> Training:
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    evaluated = training.per_device_eval_batch_size
     return training.model_copy(
-        update={"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
+        update={
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": rows // size,
+            # Memory may have run out while held-out rows were measured.
+            "per_device_eval_batch_size": None if evaluated is None else min(evaluated, size),
+        }
     )

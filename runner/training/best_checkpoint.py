@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -77,6 +78,8 @@ class Evaluations(TrainerCallback):
         verdict = judge(state.log_history, self._training.early_stopping_threshold)
         if verdict.best_step == state.global_step and self._training.load_best_model_at_end:
             control.should_save = True
+            # With save_strategy = "no" the trainer itself would not remember it.
+            state.best_model_checkpoint = str(Path(args.output_dir or "") / f"checkpoint-{state.global_step}")
         stops = stops_early(state.log_history, self._training) and state.global_step < state.max_steps
         if stops:
             control.should_log = True

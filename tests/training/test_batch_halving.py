@@ -61,6 +61,14 @@ def test_a_batch_is_halved_so_that_a_step_keeps_its_rows(
     assert found == smaller
 
 
+@pytest.mark.parametrize(("asked", "smaller"), [(8, 4), (2, 2), (None, None)])
+def test_a_halved_batch_holds_for_held_out_rows_too(asked: int | None, smaller: int | None) -> None:
+    halved = halve(Training(per_device_train_batch_size=8, per_device_eval_batch_size=asked))
+
+    assert halved is not None
+    assert halved.per_device_eval_batch_size == smaller
+
+
 @pytest.mark.parametrize(("trained_with", "goes_on_with"), [(2, (2, 4)), (8, (4, 2)), (4, (4, 2))])
 def test_a_resumed_run_does_not_try_again_what_did_not_fit(
     tmp_path: Path, trained_with: int, goes_on_with: tuple[int, int]

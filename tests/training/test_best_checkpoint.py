@@ -155,6 +155,7 @@ def stopped_early(
             "load_best_model_at_end": True,
             "early_stopping_patience": 3,
             "per_device_eval_batch_size": 2,
+            "save_strategy": "no",
         },
         lora={"modules_to_save": ["lm_head"]},
         evaluation={"held_out_percentage": 50.0},
