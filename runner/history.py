@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from runner.events import DataMixed, RunSucceeded, TrainingStarted, VersionsReported, parse_event
+from runner.hyperparameters import choose_optimizer
 from runner.plan import Preflight
 from runner.reports import RunSummary
 from runner.spec import ProjectSpec, RunSpec
@@ -44,7 +45,7 @@ def find_earlier_run(spec: RunSpec, found: Preflight, output_root: Path) -> RunS
 def _summary_of_same_run(events_path: Path, spec: RunSpec, found: Preflight) -> RunSummary | None:
     try:
         earlier = RunSpec.model_validate_json((events_path.parent / "spec.json").read_bytes())
-        if _shape(earlier.project) != _shape(spec.project):
+        if _shape(earlier.project, found.device) != _shape(spec.project, found.device):
             return None
         events = [parse_event(line) for line in events_path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValidationError):
@@ -68,8 +69,11 @@ def _data(event: DataMixed) -> dict[str, object]:
     return event.model_dump(exclude={"at"})
 
 
-def _shape(project: ProjectSpec) -> object:
-    return _without(project.model_dump(mode="json"))
+def _shape(project: ProjectSpec, device: str) -> object:
+    # A run writes its host's choice in the place of `auto`.
+    optim = choose_optimizer(project.training.optim, on_cpu=device.rpartition(" x ")[2].startswith("cpu"))
+    training = project.training.model_copy(update={"optim": optim})
+    return _without(project.model_copy(update={"training": training}).model_dump(mode="json"))
 
 
 def _without(value: object) -> object:

@@ -41,6 +41,16 @@ Optimizer = Literal[
 """transformers' names, of those that need no further package and no list of modules."""
 
 
+def choose_optimizer(asked: Optimizer, *, on_cpu: bool) -> Optimizer:
+    """Take what was asked for, and for `auto` what suits the host.
+
+    Pages of optimizer state move to the host's memory when a GPU's runs short; on a CPU there is nothing to move.
+    """
+    if asked != "auto":
+        return asked
+    return "adamw_torch_fused" if on_cpu else "paged_adamw_8bit"
+
+
 class Quantization(Spec):
     """How the base model is held in memory."""
 

@@ -12,7 +12,7 @@ from packaging.version import Version
 from trl.trainer.sft_config import SFTConfig
 
 from runner.errors import TrainingError
-from runner.hyperparameters import Optimizer, Training
+from runner.hyperparameters import Training, choose_optimizer
 from runner.reports import Resolved
 from runner.spec import RunSpec
 from runner.training import ranks
@@ -27,19 +27,9 @@ BITSANDBYTES_OPTIMIZERS = frozenset(
 def settle_optimizer(spec: RunSpec, device_type: str) -> RunSpec:
     """Put the optimizer that this host takes in the place of `auto`, so that resume, manifest and replay know it."""
     training = spec.project.training
-    optim = _optimizer(training.optim, on_cpu=device_type == "cpu")
+    optim = choose_optimizer(training.optim, on_cpu=device_type == "cpu")
     project = spec.project.model_copy(update={"training": training.model_copy(update={"optim": optim})})
     return spec.model_copy(update={"project": project})
-
-
-def _optimizer(asked: Optimizer, *, on_cpu: bool) -> Optimizer:
-    """Take what was asked for, and for `auto` what suits the host.
-
-    Pages of optimizer state move to the host's memory when a GPU's runs short; on a CPU there is nothing to move.
-    """
-    if asked != "auto":
-        return asked
-    return "adamw_torch_fused" if on_cpu else "paged_adamw_8bit"
 
 
 def refuse_gpu_optimizer(training: Training) -> None:
@@ -119,7 +109,7 @@ def training_arguments(training: Training, output_dir: Path, compute_dtype: str,
         adam_epsilon=training.adam_epsilon,
         max_grad_norm=training.max_grad_norm,
         label_smoothing_factor=training.label_smoothing_factor,
-        optim=_optimizer(training.optim, on_cpu=on_cpu),
+        optim=choose_optimizer(training.optim, on_cpu=on_cpu),
         optim_args=training.optim_args,
         max_length=training.max_length,
         packing=training.packing,
