@@ -8,6 +8,7 @@ import torch
 
 from runner.spec import ProjectSpec
 from runner.training.data import Mix
+from runner.training.loss import BLOCK_LOGITS, MIN_BLOCK_ROWS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -57,9 +58,13 @@ def estimate_training(
         kept = layers * int(text.hidden_size) * compute_dtype.itemsize + layer
     else:
         kept = layers * layer
-    # The logits in the precision of the model, in float32 for the loss, and their gradient.
-    logits = int(text.vocab_size) * (compute_dtype.itemsize + 2 * _FLOAT_BYTES)
-    return adapter + tokens * (kept + logits)
+    # The loss leaves the gradient of every position's hidden state behind. Of logits it holds a block at a time: in the
+    # precision of the model and in float32, each with its gradient, and one more while the gradient is made.
+    kept += int(text.hidden_size) * (compute_dtype.itemsize + _FLOAT_BYTES)
+    vocabulary = int(text.vocab_size)
+    block = min(tokens, max(MIN_BLOCK_ROWS, BLOCK_LOGITS // vocabulary))
+    logits = block * vocabulary * (2 * compute_dtype.itemsize + 3 * _FLOAT_BYTES)
+    return adapter + tokens * kept + logits
 
 
 def _layer_bytes(text: Any, compute_dtype: torch.dtype) -> int:
