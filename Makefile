@@ -13,11 +13,11 @@ demo: $(VENV)/installed  ## one job end to end on this machine, without Slack, R
 run: $(VENV)/installed  ## the same parts, left running until Ctrl-C
 	@$(BIN)/python -m bot.local run
 
-test: $(VENV)/installed  ## every test, on the current stack
-	$(BIN)/python -m pytest
+test: $(VENV)/installed  ## every test, on the current stack, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-expected: $(EXPECTED)/installed  ## the training tests on the stack of the original report
-	$(EXPECTED)/bin/python -m pytest tests/training
+	$(EXPECTED)/bin/python -m pytest tests/training -n 2 --dist loadfile
 
 lint: $(VENV)/installed  ## style, types, who may import whom
 	$(BIN)/ruff check
