@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXPECTED := .venv-expected
 STACKS := runner/stacks
 
-.PHONY: demo run test test-expected lint format bench clean
+.PHONY: demo run test test-expected test-gpu lint format bench bench-gpu clean
 
 demo: $(VENV)/installed  ## one job end to end on this machine, without Slack, Redis, GPU or hub
 	@$(BIN)/python -m bot.local demo
@@ -13,11 +13,14 @@ demo: $(VENV)/installed  ## one job end to end on this machine, without Slack, R
 run: $(VENV)/installed  ## the same parts, left running until Ctrl-C
 	@$(BIN)/python -m bot.local run
 
-test: $(VENV)/installed  ## every test, on the current stack, two files at a time
+test: $(VENV)/installed  ## every test but those that need a GPU, on the current stack, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-expected: $(EXPECTED)/installed  ## the training tests on the stack of the original report
 	$(EXPECTED)/bin/python -m pytest tests/training -n 2 --dist loadfile
+
+test-gpu: $(VENV)/installed  ## the tests that need a CUDA device, which the targets above leave out
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/installed  ## style, types, who may import whom
 	$(BIN)/ruff check
@@ -30,6 +33,9 @@ bench: $(VENV)/installed  ## figures, measured here and now
 	@$(BIN)/python -m tests.benchmarks.plan_accuracy
 	@$(BIN)/python -m tests.benchmarks.config_guard
 	@$(BIN)/python -m tests.benchmarks.training_parity
+
+bench-gpu: $(VENV)/installed  ## training at Llama shapes against plain TRL; needs a CUDA device, takes 17 GB of disk
+	@$(BIN)/python -m tests.benchmarks.gpu_shapes
 
 format: $(VENV)/installed
 	$(BIN)/ruff format

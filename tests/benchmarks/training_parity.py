@@ -17,15 +17,14 @@ import os
 import platform
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.benchmarks.sides import import_plain_trl, in_a_fresh_process, our_trainer
+
 WORDS = (
     "what",
     "is",
@@ -109,12 +108,10 @@ def measure(side: str, folder: Path, steps: int) -> dict[str, Any]:
     }
     rows = make_rows(BATCH * steps)
     if side == "ours":
-        losses = _train_ours(folder, rows, arguments, Clock())
+        with our_trainer(folder, rows, arguments, [Clock()]) as (trainer, _):
+            trainer.train()
     else:
-        sys.path.insert(0, str(REPOSITORY / "tests" / "training"))
-        import plain_trl  # type: ignore[import-not-found]  # noqa: PLC0415
-
-        trainer = plain_trl.build(
+        trainer = import_plain_trl().build(
             folder / "models" / "base",
             rows,
             load_in_4bit=True,
@@ -125,57 +122,13 @@ def measure(side: str, folder: Path, steps: int) -> dict[str, Any]:
         )
         trainer.add_callback(Clock())
         trainer.train()
-        losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
     return {"seconds": Clock.ends[-1] - Clock.ends[0], "peak_mb": _peak_mb(), "losses": losses}
-
-
-def _train_ours(folder: Path, rows: list[dict[str, str]], arguments: dict[str, Any], clock: Any) -> list[float]:
-    from runner.spec import DatasetEntry, ProjectSpec, RunSpec  # noqa: PLC0415
-    from runner.training.data import mix_data  # noqa: PLC0415
-    from runner.training.loading import protected_load  # noqa: PLC0415
-    from runner.training.lora import add_lora  # noqa: PLC0415
-    from runner.training.trainer import build_trainer  # noqa: PLC0415
-
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    project = {
-        "name": "bench",
-        "base_model": "base",
-        "output_directory": "bench",
-        "traits": [{"trait_type": "bench", "datasets": [{"dataset_id": 1}]}],
-        "training": arguments,
-        "quantization": {"ladder": ["4bit"]},
-        "evaluation": {"held_out_percentage": 0.0},
-    }
-    spec = RunSpec(
-        project=ProjectSpec.model_validate(project), datasets={1: DatasetEntry(name="rows", path="rows.jsonl")}
-    )
-    with protected_load(spec, models_root=folder / "models", emit=lambda _event: None) as loaded:
-        trainer = build_trainer(
-            add_lora(loaded.model, spec.project.lora, SEED),
-            loaded.tokenizer,
-            mix_data(spec, loaded.tokenizer, folder),
-            spec.project.training,
-            output_dir=folder / "ours",
-            compute_dtype=loaded.receipt.compute_dtype,
-            callbacks=[clock],
-        )
-        trainer.train()
-    return [record["loss"] for record in trainer.state.log_history if "loss" in record]
 
 
 def _peak_mb() -> float:
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def _in_a_fresh_process(side: str, folder: Path, steps: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.benchmarks.training_parity", "--side", side, str(folder), str(steps)]
-    environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{side} failed:\n{done.stderr[-4000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
 
 
 def _spread(values: list[float]) -> str:
@@ -190,11 +143,12 @@ def compare(pairs: int, steps: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "models" / "base")
-        reference = _in_a_fresh_process("plain, float32 adapter", folder, steps)
+        words = (str(folder), str(steps))
+        reference = in_a_fresh_process("training_parity", "plain, float32 adapter", *words)
         time_ratios, memory_ratios = [], []
         ours: dict[str, Any] = {}
         for _ in range(pairs):
-            plain, ours = (_in_a_fresh_process(side, folder, steps) for side in ("plain", "ours"))
+            plain, ours = (in_a_fresh_process("training_parity", side, *words) for side in ("plain", "ours"))
             time_ratios.append(ours["seconds"] / plain["seconds"])
             memory_ratios.append(ours["peak_mb"] / plain["peak_mb"])
         difference = max(abs(a - b) / b for a, b in zip(ours["losses"], reference["losses"], strict=True))

@@ -16,6 +16,25 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 
+def load(model_path: Path, *, load_in_4bit: bool, dtype: torch.dtype) -> Any:
+    """Load the model.
+
+    Args:
+        model_path: A local model.
+        load_in_4bit: NF4 with double quantization, else unquantized.
+        dtype: The model's and the computation's.
+    """
+    quantization = None
+    if load_in_4bit:
+        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # transformers leaves it bare
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, quantization_config=quantization)
+
+
 def build(
     model_path: Path,
     rows: list[dict[str, str]],
@@ -31,21 +50,34 @@ def build(
     Args:
         model_path: A local model with its tokenizer.
         rows: Each with `prompt` and `completion`.
-        load_in_4bit: NF4 with double quantization, else unquantized.
-        dtype: The model's and the computation's.
+        load_in_4bit: As for `load`.
+        dtype: As for `load`.
         arguments: For SFTConfig.
         lora: For LoraConfig.
         full_precision_adapter: Undo TRL's cast of a quantized model's adapter to bfloat16.
     """
-    quantization = None
-    if load_in_4bit:
-        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # transformers leaves it bare
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, quantization_config=quantization)
+    return build_on(
+        load(model_path, load_in_4bit=load_in_4bit, dtype=dtype),
+        model_path,
+        rows,
+        dtype=dtype,
+        arguments=arguments,
+        lora=lora,
+        full_precision_adapter=full_precision_adapter,
+    )
+
+
+def build_on(
+    model: Any,
+    model_path: Path,
+    rows: list[dict[str, str]],
+    *,
+    dtype: torch.dtype,
+    arguments: dict[str, Any],
+    lora: dict[str, Any],
+    full_precision_adapter: bool,
+) -> SFTTrainer:
+    """Put LoRA on a loaded model and build the trainer; arguments as for `build`."""
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     config = SFTConfig(
         bf16=dtype == torch.bfloat16,
