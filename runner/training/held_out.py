@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 """Positions whose logits are held in float32 at once: 131 MB with a vocabulary of 128,000."""
+LOGITS_AT_ONCE = 2**28
+"""Logits that one forward pass may make, half a gigabyte in bfloat16; training makes none, whatever its batch."""
 
 
 def measure_losses(
@@ -27,7 +29,7 @@ def measure_losses(
     Args:
         model: In inference mode, without gradients: see `runner.training.evaluation.evaluate`.
         held_out: Rows by trait.
-        batch_size: Rows at once; no more than in training, so that what trained fits.
+        batch_size: The most rows at once; no more than in training, and fewer where their logits would be many.
         pad_token_id: Fills rows on the right; padding carries no loss.
         stop: Asked before every batch.
 
@@ -39,9 +41,11 @@ def measure_losses(
         total, tokens = 0.0, 0
         # Rows of like length together: little padding.
         order = sorted(range(len(trait.input_ids)), key=lambda row: -len(trait.input_ids[row]))
-        for first in range(0, len(order), batch_size):
+        while order:
             stop.raise_if_set()
-            batch = order[first : first + batch_size]
+            row_logits = len(trait.input_ids[order[0]]) * int(model.config.get_text_config().vocab_size)
+            rows = max(1, min(batch_size, LOGITS_AT_ONCE // row_logits))
+            batch, order = order[:rows], order[rows:]
             loss, counted = _sum_of_losses(
                 model, [trait.input_ids[row] for row in batch], [trait.labels[row] for row in batch], pad_token_id
             )

@@ -111,3 +111,16 @@ def test_a_trait_that_was_not_measured_before_is_not_called_worse() -> None:
     after = TraitLoss(trait_type="tone", loss=2.0, rows=4, tokens=10)
 
     assert compare_losses([], [after]) == (after,)
+
+
+def test_a_large_vocabulary_is_measured_in_smaller_batches_with_the_same_loss(
+    model: Any, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = _measure(model, held_out, batch_size=5)
+    rows: list[int] = []
+    hook = model.register_forward_pre_hook(lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True)
+    monkeypatch.setattr("runner.training.held_out.LOGITS_AT_ONCE", 1)
+    alone = _measure(model, held_out, batch_size=5)
+    hook.remove()
+    assert rows == [1] * 5
+    assert alone.loss == pytest.approx(together.loss, rel=1e-5)
