@@ -103,6 +103,12 @@ def find_adapter(named: str, output_root: Path) -> Path:
             hint="A run leaves one when it has succeeded; give its folder, its manifest.json or the job's id.",
             code="adapter-missing",
         )
+    if path.exists():
+        raise UsageError(
+            f"{named} is no adapter, and no {MANIFEST} of one.",
+            hint="Give an adapter's folder, its manifest.json, a run directory or a job's id.",
+            code="adapter-missing",
+        )
     if _JOB_ID.fullmatch(named):
         for job_dir in _job_dirs(output_root, named):
             if (job_dir / "adapter" / "adapter_config.json").is_file():

@@ -101,12 +101,11 @@ def load_project(projects_dir: Path, name: str, overrides: Mapping[str, str] | N
     if file.problems:
         raise SpecError(name, list(file.problems))
     raw, changed, refused = apply_overrides(file.raw, overrides or {}, file=file.name)
-    problems: list[Problem] = []
-    spec: ProjectSpec | None = None
-    try:
-        spec = ProjectSpec.model_validate(raw)
-    except ValidationError as error:
-        problems += find_problems(error, ProjectSpec, raw, file=file.name, lines=file.lines)
+    spec, problems = _validated(raw, file)
+    if problems and changed:
+        # Two settings may contradict each other: where the file alone is free of it, what was typed is to blame.
+        _, of_file = _validated(file.raw, file)
+        problems = [one if one in of_file else replace(one, file=OVERRIDE, line=None) for one in problems]
     if isinstance(raw.get("name"), str) and raw["name"] != name:
         line = file.lines.get(("name",))
         message = f"must equal the file's name, {json.dumps(name)}, found {json.dumps(raw['name'][:60])}"
@@ -122,6 +121,13 @@ def load_project(projects_dir: Path, name: str, overrides: Mapping[str, str] | N
         overrides=changed,
         stated=_stated(file.raw),
     )
+
+
+def _validated(raw: Mapping[str, Any], file: _TomlFile) -> tuple[ProjectSpec | None, list[Problem]]:
+    try:
+        return ProjectSpec.model_validate(raw), []
+    except ValidationError as error:
+        return None, find_problems(error, ProjectSpec, raw, file=file.name, lines=file.lines)
 
 
 def _blamed(problem: Problem, file: str, changed: Mapping[str, str]) -> Problem:

@@ -112,6 +112,14 @@ def test_a_name_without_an_adapter_says_where_was_looked(
         find_adapter(named, tmp_path / "outputs")
 
 
+def test_a_file_that_is_no_manifest_is_told_to_be_none(tmp_path: Path) -> None:
+    project = tmp_path / "demo.toml"
+    project.touch()
+
+    with pytest.raises(UsageError, match=r"demo\.toml is no adapter, and no manifest\.json of one"):
+        find_adapter(str(project), tmp_path / "outputs")
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"created_at": "yesterday"}'])
 def test_what_is_no_manifest_is_refused_by_name(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)

@@ -374,6 +374,17 @@ def test_a_typed_value_is_blamed_on_the_override_and_not_on_a_line(problems: Pro
     ]
 
 
+def test_overrides_that_contradict_each_other_are_to_blame_themselves(problems: Problems) -> None:
+    assert problems(overrides={"warmup_steps": "5", "warmup_ratio": "0.1"}) == [
+        "override: training: warmup_steps and warmup_ratio both say how long the warmup is; keep one of them"
+    ]
+
+
+def test_what_the_file_has_wrong_itself_stays_its_own_beside_an_override(problems: Problems) -> None:
+    found = problems(("max_steps = 5", "warmup_steps = 5\nwarmup_ratio = 0.1"), overrides={"learning_rate": "1e-3"})
+    assert [problem.partition(":")[0] for problem in found] == ["good.toml"]
+
+
 def test_an_override_can_mend_what_the_file_has_wrong(folder: Path) -> None:
     (folder / "good.toml").write_text(PROJECT.replace("max_steps = 5", 'max_steps = "5"'))
     assert load_project(folder, "good", {"max_steps": "7"}).project.training.max_steps == 7
