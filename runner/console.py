@@ -72,11 +72,15 @@ def describe_event(event: ChildEvent) -> list[str]:  # noqa: C901, PLR0911, PLR0
         case AdapterVerified():
             return [f"Adapter verified in a fresh process ({event.duration_s:.1f} s)"]
         case RunSucceeded(summary=summary):
-            loss = f"loss {summary.loss_first:.3g} → {summary.loss_last:.3g}"
+            loss = f"loss {summary.loss_first:.4g} → {summary.loss_last:.4g}"
             held = f", {summary.peak_bytes / _MB:,.0f} MB held at most" if summary.peak_bytes is not None else ""
             early = f" of {summary.stopped_early_of}, stopped early," if summary.stopped_early_of is not None else ""
             taken = f", adapter of step {summary.adapter_step}" if summary.adapter_step is not None else ""
-            return [f"✅ {summary.steps} steps{early} in {duration_text(summary.duration_s)}, {loss}{taken}{held}"]
+            over = summary.overfitted
+            return [
+                f"✅ {summary.steps} steps{early} in {duration_text(summary.duration_s)}, {loss}{taken}{held}",
+                *([f"⚠️ {over.told}"] if over is not None else []),
+            ]
         case RunFailed():
             return [f"❌ {event.message}", *([event.hint] if event.hint else [])]
         case RunInterrupted():

@@ -153,6 +153,14 @@ class DataMixed(Event):
     warnings: tuple[str, ...] = ()
     """What is wrong with the rows and what to do about it, a sentence or two each."""
 
+    def seen_share(self, dataset_id: int) -> float:
+        """Share of a dataset's rows that is trained on, 0 to 1.
+
+        Every trait draws the same rows of a dataset first, so the largest share holds the others.
+        """
+        shares = (one.rows_used / one.rows_available for one in self.shares if one.dataset_id == dataset_id)
+        return max(shares, default=0.0)
+
     @property
     def traits(self) -> tuple[TraitMix, ...]:
         """Rows and tokens by trait, in the project's order."""

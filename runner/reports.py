@@ -16,6 +16,9 @@ RUNG_WORDS: dict[Rung, str] = {"4bit": "4-bit quantization", "8bit": "8-bit quan
 PadChoice = Literal["existing", "reserved", "unk", "eos"]
 """Where a pad token came from: the tokenizer's own, a reserved one, the unknown token, or the end token."""
 
+CLEARLY = 0.05
+"""Share by which a held-out loss must be lower for its step to be worth naming."""
+
 ESCAPED_SHARE_LIMIT = 0.1
 """From this share of escaped parameters on, a quantized model is warned about."""
 
@@ -296,6 +299,28 @@ class TraitLoss(Record):
         return float(0.1 / self.rows**0.5)
 
 
+class BestStep(Record):
+    """Where the loss on held-out rows was lowest while training went on."""
+
+    step: int
+    loss: float
+    last_loss: float
+    """The same loss at the last step."""
+
+    @property
+    def clearly_better(self) -> bool:
+        """Whether that step was better than the last one by more than a few per cent."""
+        return self.loss * (1 + CLEARLY) < self.last_loss
+
+    @property
+    def told(self) -> str:
+        """What people need to know where it was."""
+        return (
+            f"Overfitted: the held-out loss was lowest at step {self.step:,}, {self.loss:.4g}, "
+            f"and is {self.last_loss:.4g} at the last"
+        )
+
+
 class RunSummary(Record):
     """The outcome of an attempt that trained to its end."""
 
@@ -305,6 +330,8 @@ class RunSummary(Record):
     loss_last: float
     adapter_step: int | None = None
     """The step with the lowest held-out loss, whose adapter was taken; None where that of the last step was."""
+    best: BestStep | None = None
+    """Where the held-out loss was lowest, None where it was not measured while training."""
     stopped_early_of: int | None = None
     """Steps that were planned, where training ended before because the held-out loss became no better."""
     train_s: float
@@ -313,9 +340,16 @@ class RunSummary(Record):
     """Seconds of this attempt from the start of the child."""
     guard_interceptions: int
     """Dict assignments over a Config object that were turned away, in the whole run."""
+    trainable_parameters: int | None = None
+    """Parameters that were trained, None where they were not recorded."""
     per_device_train_batch_size: int | None = None
     """Rows at once that fitted into memory at the end, None where it was not recorded."""
     gradient_accumulation_steps: int | None = None
     """Such batches a step."""
     peak_bytes: int | None = None
     """Most memory that the training process held: PyTorch's allocations on a GPU, its resident set on a CPU."""
+
+    @property
+    def overfitted(self) -> BestStep | None:
+        """The step whose adapter would have been clearly better on held-out rows than the one that was taken."""
+        return self.best if self.adapter_step is None and self.best is not None and self.best.clearly_better else None

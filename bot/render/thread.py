@@ -43,11 +43,9 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
-from runner.reports import DefectReport, LoadReceipt, PackageVersion, ShareReport, TraitLoss
+from runner.reports import BestStep, DefectReport, LoadReceipt, PackageVersion, ShareReport, TraitLoss
 
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
-CLEARLY = 0.05
-"""Share by which a held-out loss must be lower for its step to be worth naming."""
 ERROR_LIMIT = 2_500
 """Characters of an error's message; its end is kept."""
 
@@ -214,7 +212,7 @@ def _rung_failed(event: RungFailed) -> Message:
 
 def _model(event: ModelLoaded) -> Message:
     receipt = event.receipt
-    held = f"{megabytes(receipt.model_bytes)} · {escape(receipt.compute_dtype)} on {escape(receipt.device)}"
+    held = f"{megabytes(receipt.model_bytes)} of weights · {escape(receipt.compute_dtype)} on {escape(receipt.device)}"
     if receipt.processes > 1:
         held += f" · in each of {receipt.processes} processes"
     told = [
@@ -286,8 +284,13 @@ def _evaluation(event: Evaluated, story: Story) -> Message:
     for one in event.exact_match:
         was = before.get(one.dataset_id)
         earlier = f"{was.correct} of {was.total} ({percent(was.share)}) → " if was is not None else ""
-        lines.append(f"{escape(one.dataset_name)}: {earlier}{one.correct} of {one.total} right ({percent(one.share)})")
+        told = f"{escape(one.dataset_name)}: {earlier}{one.correct} of {one.total} right ({percent(one.share)})"
+        seen = story.mix.seen_share(one.dataset_id) if story.mix is not None else 0.0
+        lines.append(f"{told} · {'trained on' if seen == 1 else f'{percent(seen)} trained on'}" if seen else told)
     lines += [_held_out(one) for one in event.held_out]
+    if event.held_out and story.mix is not None:
+        untold = [trait.trait_type for trait in story.mix.traits if not trait.held_out_rows]
+        lines += [f"No rows held out of {', '.join(escape(keep_start(one, 60)) for one in untold)}"] if untold else []
     lines += _better_earlier(story)
     if not event.samples:
         return compose(lines)
@@ -302,10 +305,10 @@ def _better_earlier(story: Story) -> list[str]:
     last, training = story.held_out, story.record.spec.project.training
     if last is None or last.best_step is None or training.load_best_model_at_end:
         return []
-    if last.best_loss * (1 + CLEARLY) >= last.loss:
+    best = BestStep(step=last.best_step, loss=last.best_loss, last_loss=last.loss)
+    if not best.clearly_better:
         return []
-    lowest = f"The held-out loss was lowest at step {number(last.best_step)}: {figure(last.best_loss)}"
-    return [f"{lowest}. `load_best_model_at_end=true` would take the adapter of that step."]
+    return [f"⚠️ {best.told}. `load_best_model_at_end=true` would take the adapter of that step."]
 
 
 def _trait(one: TraitLoss) -> str:
@@ -348,6 +351,7 @@ def _succeeded(event: JobSucceeded, story: Story) -> Message:
         [
             f"✅ *Succeeded* in {duration(took)}{attempts}",
             learned,
+            *([f"⚠️ {summary.overfitted.told}"] if summary.overfitted is not None else []),
             *([f"⚠️ Worse than the base model on held-out rows: {', '.join(worse)}"] if worse else []),
             f"Adapter: {code(event.adapter_path, 1_000)}{host}",
         ]

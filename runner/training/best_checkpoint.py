@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from runner.events import ChildEvent, LossEvaluated
 from runner.hyperparameters import Training
+from runner.reports import BestStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,15 @@ def judge(log_history: Iterable[dict[str, Any]], threshold: float = 0.0) -> Verd
         if loss < best_loss:
             best_step, best_loss = record["step"], loss
     return Verdict(best_step, best_loss, waited)
+
+
+def find_best(log_history: Sequence[dict[str, Any]]) -> BestStep | None:
+    """Tell where the loss on held-out rows was lowest; None before any evaluation and where no loss was a number."""
+    verdict = judge(log_history)
+    losses = [float(record["eval_loss"]) for record in log_history if "eval_loss" in record]
+    if verdict.best_step is None:
+        return None
+    return BestStep(step=verdict.best_step, loss=verdict.best_loss, last_loss=losses[-1])
 
 
 def stops_early(log_history: Iterable[dict[str, Any]], training: Training) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from runner.events import AdapterVerified, DataMixed, Evaluated, VersionsReported
 from runner.reports import RUNG_WORDS, LoadReceipt, Resolved, RunSummary
-from runner.spec import ProjectSpec, RunSpec
+from runner.spec import Evaluation, ProjectSpec, RunSpec
 from runner.training.data import Mix
 
 _GB = 1_000_000_000
@@ -42,6 +42,7 @@ def render_card(outcome: Outcome) -> str:
         f"A LoRA adapter for `{project.base_model}`, trained with {RUNG_WORDS[receipt.rung]} "
         f"({receipt.quantized_modules} of {receipt.linear_modules} linear modules and "
         f"{receipt.quantized_share:.0%} of the parameters quantized, computing in {receipt.compute_dtype}{by})."
+        f"{_kept(receipt)}"
     )
     parts = [
         _front_matter(project.base_model),
@@ -49,18 +50,27 @@ def render_card(outcome: Outcome) -> str:
         f"{_cell(project.description)}\n" if project.description else "",
         f"{made}\n",
         _loading(receipt),
-        f"{_training(project, summary)}\n",
+        f"{_training(project, receipt, summary)}\n",
         "![Loss by optimizer step](loss.png)\n",
         _verified(outcome.verified),
         _data(outcome.mix.event),
-        _held_out(outcome.after),
+        _held_out(outcome.after, [trait.trait_type for trait in outcome.mix.event.traits]),
         _exact_match(outcome.before, outcome.after, outcome.mix.event),
         _samples(outcome.before, outcome.after),
         _settings(outcome.settings),
         _making(outcome),
-        _usage(project, receipt),
+        _usage(project, receipt, as_chat=outcome.mix.as_chat),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _kept(receipt: LoadReceipt) -> str:
+    """What a quantized model still holds in floating point; names of weights only where they escaped."""
+    kept = {part.kind: 0 for part in receipt.unquantized}
+    for part in receipt.unquantized:
+        kept[part.kind] += part.parameters
+    told = [f"{kind} ({parameters:,} parameters)" for kind, parameters in kept.items()]
+    return f" Not quantized: {', '.join(told)}." if told else ""
 
 
 def _loading(receipt: LoadReceipt) -> str:
@@ -117,8 +127,10 @@ def _data(mixed: DataMixed) -> str:
         for share in mixed.shares
     )
     table = _table(("trait", "dataset", "share", "rows", "held out", "trained tokens"), rows)
+    tokens = sum(share.total_tokens for share in mixed.shares)
+    told = f"\nAn epoch is {mixed.rows:,} rows of {tokens:,} tokens, of which {total:,} carry loss.\n"
     warnings = "".join(f"- {_cell(warning)}\n" for warning in mixed.warnings)
-    return f"## Data\n\n{table}" + (f"\n{warnings}" if warnings else "")
+    return f"## Data\n\n{table}{told}" + (f"\n{warnings}" if warnings else "")
 
 
 def _verified(verified: AdapterVerified) -> str:
@@ -129,8 +141,18 @@ def _verified(verified: AdapterVerified) -> str:
     )
 
 
-def _training(project: ProjectSpec, summary: RunSummary) -> str:
-    told = f"Loss {summary.loss_first:.4g} → {summary.loss_last:.4g} in {summary.steps} steps."
+def _training(project: ProjectSpec, receipt: LoadReceipt, summary: RunSummary) -> str:
+    told = (
+        f"Training loss {summary.loss_first:.4g} at the first step, {summary.loss_last:.4g} over the last logged ones: "
+        "mean cross entropy in nats over the trained tokens. "
+        f"{summary.steps} steps"
+    )
+    if summary.per_device_train_batch_size and summary.gradient_accumulation_steps and not project.training.packing:
+        at_once = summary.per_device_train_batch_size * summary.gradient_accumulation_steps
+        told += f" of {at_once * receipt.processes} rows"
+    if summary.trainable_parameters is not None:
+        told += f"; {summary.trainable_parameters:,} parameters trained"
+    told += "."
     asked, fitted = project.training.per_device_train_batch_size, summary.per_device_train_batch_size
     if fitted is not None and fitted != asked:
         times = summary.gradient_accumulation_steps
@@ -139,12 +161,16 @@ def _training(project: ProjectSpec, summary: RunSummary) -> str:
         told += f" {summary.stopped_early_of} were planned; the held-out loss had become no better."
     if summary.adapter_step is not None:
         told += f" The adapter is that of step {summary.adapter_step}, with the lowest held-out loss."
+    if summary.overfitted is not None:
+        told += f"\n\n⚠️ {summary.overfitted.told}. `load_best_model_at_end` would have taken the adapter of that step."
     return told
 
 
-def _held_out(after: Evaluated) -> str:
+def _held_out(after: Evaluated, traits: Iterable[str]) -> str:
     if not after.held_out:
-        return ""
+        return (
+            "## Loss on held-out rows\n\nNo rows were held out: nothing is known about rows that were not trained on.\n"
+        )
     rows = (
         (
             one.trait_type,
@@ -157,23 +183,28 @@ def _held_out(after: Evaluated) -> str:
         for one in after.held_out
     )
     table = _table(("trait", "rows", "tokens", "base", "adapter", ""), rows)
-    return f"## Loss on held-out rows\n\nNobody trained on these rows. Mean over the tokens of the answers.\n\n{table}"
+    left_out = [trait for trait in traits if trait not in {one.trait_type for one in after.held_out}]
+    unknown = (
+        f"\nNothing was held out of {_cell(', '.join(left_out))}, so nothing is known about other rows there.\n"
+        if left_out
+        else ""
+    )
+    return (
+        "## Loss on held-out rows\n\nNobody trained on these rows. Mean in nats over the tokens of the answers: "
+        f"lower is better.\n\n{table}{unknown}"
+    )
 
 
 def _exact_match(before: Evaluated, after: Evaluated, mixed: DataMixed) -> str:
     if not after.exact_match:
         return ""
-    # Every trait draws the same rows of a dataset first, so the largest share holds the others.
-    trained: dict[int, float] = {}
-    for share in mixed.shares:
-        seen = 100 * share.rows_used / share.rows_available
-        trained[share.dataset_id] = max(seen, trained.get(share.dataset_id, 0))
+    seen = {one.dataset_id: mixed.seen_share(one.dataset_id) for one in after.exact_match}
     rows = (
         (
             new.dataset_name,
             f"{old.share * 100:.0f} %",
             f"{new.share * 100:.0f} % ({new.correct} of {new.total})",
-            f"{trained[new.dataset_id]:.0f} % of them" if new.dataset_id in trained else "no",
+            f"{seen[new.dataset_id] * 100:.0f} % of them" if seen[new.dataset_id] else "no",
         )
         for old, new in zip(before.exact_match, after.exact_match, strict=True)
     )
@@ -207,7 +238,10 @@ def _making(outcome: Outcome) -> str:
     rows = [
         ("base model", f"{project.base_model}, {base}"),
         ("device", versions.device),
-        ("time", f"{summary.train_s:.0f} s of training in {summary.duration_s:.0f} s"),
+        (
+            "time",
+            f"{summary.train_s:.0f} s of training; {summary.duration_s:.0f} s from loading to the verified adapter",
+        ),
     ]
     if summary.peak_bytes is not None:
         rows.append(("memory", f"{summary.peak_bytes / _GB:.2f} GB at most"))
@@ -226,7 +260,7 @@ def _making(outcome: Outcome) -> str:
     )
 
 
-def _usage(project: ProjectSpec, receipt: LoadReceipt) -> str:
+def _usage(project: ProjectSpec, receipt: LoadReceipt, *, as_chat: bool) -> str:
     options = [json.dumps(project.base_model), f"dtype={json.dumps(receipt.compute_dtype)}"]
     imports, quantization = "AutoModelForCausalLM, AutoTokenizer", ""
     if receipt.rung != "none":
@@ -255,7 +289,10 @@ def _usage(project: ProjectSpec, receipt: LoadReceipt) -> str:
     if project.revision is not None:
         options.insert(1, f"revision={json.dumps(project.revision)}")
     where = (
-        "" if project.revision else "# The base model is a folder under the models root of the host that trained it.\n"
+        ""
+        if project.revision
+        else f"# {json.dumps(project.base_model)} is a folder under the models root of the host that trained it: give "
+        "its path.\n"
     )
     return f"""## Use
 
@@ -265,8 +302,32 @@ As it was trained and verified:
 from peft import PeftModel
 from transformers import {imports}
 
-{where}{values}{quantization}base = AutoModelForCausalLM.from_pretrained({", ".join(options)})
+{values}{quantization}{where}base = AutoModelForCausalLM.from_pretrained({", ".join(options)})
 model = PeftModel.from_pretrained(base, "this/folder").eval()
 tokenizer = AutoTokenizer.from_pretrained("this/folder")
 ```
+
+To ask it{" as a user" if as_chat else ""}, as it was trained:
+
+```python
+{_asking(project.evaluation, as_chat=as_chat)}```
 """
+
+
+def _asking(evaluation: Evaluation, *, as_chat: bool) -> str:
+    prompt = json.dumps(evaluation.prompts[0] if evaluation.prompts else "…", ensure_ascii=False)
+    lines = [f"prompt = {prompt}"]
+    if as_chat:
+        turn = '[{"role": "user", "content": prompt}]'
+        lines += [
+            f"text = tokenizer.apply_chat_template({turn}, tokenize=False, add_generation_prompt=True)",
+            'inputs = tokenizer(text, add_special_tokens=False, return_token_type_ids=False, return_tensors="pt")',
+        ]
+    else:
+        lines.append('inputs = tokenizer(prompt, return_token_type_ids=False, return_tensors="pt")')
+    options = f"max_new_tokens={evaluation.max_new_tokens}, do_sample=False"
+    lines += [
+        f"answer = model.generate(**inputs.to(model.device), {options})",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+    return "".join(f"{line}\n" for line in lines)

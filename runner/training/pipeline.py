@@ -39,7 +39,7 @@ from runner.training.accelerator import choose_device, describe, peak_bytes
 from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
 from runner.training.arguments import resolve_settings, settle_optimizer
 from runner.training.batch_halving import NothingFitsError, as_before, train_within_memory
-from runner.training.best_checkpoint import Evaluations
+from runner.training.best_checkpoint import Evaluations, find_best
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.card import Outcome
 from runner.training.chat_template import input_embedding
@@ -78,6 +78,7 @@ class _Trained:
     log_history: list[dict[str, Any]]
     steps: int
     planned_steps: int
+    trainable_parameters: int
     adapter_step: int | None
     """Whose adapter was taken, None for the last."""
     train_s: float
@@ -160,10 +161,12 @@ def train(
         loss_first=losses[0],
         loss_last=losses[-1],
         adapter_step=trained.adapter_step,
+        best=find_best(trained.log_history),
         stopped_early_of=trained.planned_steps if trained.steps < trained.planned_steps else None,
         train_s=trained.train_s,
         duration_s=time.monotonic() - started,
         guard_interceptions=trained.receipt.guard_interceptions,
+        trainable_parameters=trained.trainable_parameters,
         per_device_train_batch_size=trained.training.per_device_train_batch_size,
         gradient_accumulation_steps=trained.training.gradient_accumulation_steps,
         peak_bytes=trained.peak_bytes,
@@ -320,6 +323,7 @@ def _train(
             steps=trainer.state.global_step,
             planned_steps=trainer.state.max_steps,
             adapter_step=adapter_step,
+            trainable_parameters=sum(one.numel() for one in model.parameters() if one.requires_grad),
             train_s=train_s,
             base_fingerprint=base_fingerprint,
             training=training,

@@ -170,7 +170,7 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
                 ),
                 adapter_path="/x",
             ),
-            ["✅ 180 steps in 42 s, loss 7.04 → 0.0123, 1,235 MB held at most"],
+            ["✅ 180 steps in 42 s, loss 7.041 → 0.0123, 1,235 MB held at most"],
         ),
     ],
 )

@@ -15,9 +15,10 @@ from transformers import TrainerCallback
 
 from runner.errors import DatasetError, TrainingError
 from runner.events import ChildEvent, LossEvaluated
+from runner.reports import BestStep
 from runner.spec import RunSpec
 from runner.training.adapter import plot_loss
-from runner.training.best_checkpoint import Evaluations, judge
+from runner.training.best_checkpoint import Evaluations, find_best, judge
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.checkpoints import complete_checkpoints, describe_run
 from runner.training.data import mix_data
@@ -109,6 +110,16 @@ def test_the_best_is_the_lowest_and_waiting_counts_what_is_no_better(
     verdict = judge(_history(*losses), threshold)
 
     assert (verdict.best_step, verdict.waited) == (best_step, waited)
+
+
+def test_the_best_step_is_told_with_its_loss_and_the_last_ones_and_only_where_one_was_measured() -> None:
+    assert find_best(_history(3.0, 2.0, 2.05)) == BestStep(step=20, loss=2.0, last_loss=2.05)
+    assert find_best(_history()) is None
+
+
+@pytest.mark.parametrize(("last_loss", "better"), [(2.05, False), (2.2, True), (float("nan"), False)])
+def test_a_step_is_clearly_better_by_more_than_a_few_per_cent(last_loss: float, better: bool) -> None:
+    assert BestStep(step=20, loss=2.0, last_loss=last_loss).clearly_better is better
 
 
 @pytest.mark.parametrize("rung", ["4bit", "8bit"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from runner.errors import DatasetError
 from runner.events import CheckpointSaved, Evaluated, PhaseStarted, RunFailed, RunInterrupted, RunSucceeded, parse_event
 from runner.spec import RunSpec
 from runner.training.__main__ import EventWriter, failure_of, run
+from runner.training.accelerator import choose_device
+from runner.training.arguments import settle_optimizer
 from runner.training.quantized import measure_quantization
 from runner.training.stopping import StopSwitch
 
@@ -74,7 +77,7 @@ def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any,
     card = (adapter / "README.md").read_text(encoding="utf-8")
 
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {p.name for p in adapter.iterdir()}
-    assert RunSpec.model_validate(manifest["spec"]) == child_spec
+    assert RunSpec.model_validate(manifest["spec"]) == settle_optimizer(child_spec, choose_device().type)
     assert manifest["rung"] == manifest["receipt"]["rung"] == "4bit"
     assert manifest["versions"].keys() >= {"torch", "transformers", "peft", "bitsandbytes", "trl"}
     assert [(share["rows_used"], len(share["sha256"])) for share in manifest["data"]] == [(20, 64)]
@@ -83,6 +86,8 @@ def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any,
     assert "| rows 1 | 0 % | " in card
     assert "| 80 % of them |" in card
     assert "its logits differ from the trained model's by 0 at most" in card
+    assert "Not quantized: embeddings (131,072 parameters), output layer (131,072 parameters)" in card
+    assert f"6 steps of 6 rows; {finished_child.events[-1].summary.trainable_parameters:,} parameters trained." in card
     assert "| device | cpu | this host |" in card or "| device | cuda:0 | this host |" in card
     assert "base model | tiny, files with fingerprint " in card
 
@@ -96,10 +101,10 @@ def test_the_adapter_names_its_base_model_as_the_project_does(finished_child: An
 # What PEFT says while it loads is not ours to silence in other people's programs.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning", "ignore:Model has `tie_w:UserWarning")
 def test_what_the_card_says_about_loading_the_adapter_works(
-    finished_child: Any, models_root: Path, monkeypatch: pytest.MonkeyPatch
+    finished_child: Any, models_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = Path(finished_child.events[-1].adapter_path)
-    code = (adapter / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    code, asking = re.findall(r"```python\n(.*?)```", (adapter / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(models_root)
 
     names: dict[str, Any] = {}
@@ -108,6 +113,11 @@ def test_what_the_card_says_about_loading_the_adapter_works(
     assert measure_quantization(names["base"]).modules_4bit == 28
     assert names["model"].active_adapters == ["default"]
     assert names["tokenizer"].eos_token == "<|end|>"
+
+    capsys.readouterr()
+    exec(asking, names)  # noqa: S102
+    assert names["answer"].shape[1] > names["inputs"]["input_ids"].shape[1]
+    assert capsys.readouterr().out
 
 
 def test_the_loss_curve_is_drawn(finished_child: Any) -> None:

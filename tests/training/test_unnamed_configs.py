@@ -75,7 +75,7 @@ def test_a_model_without_a_model_type_is_trained_verified_and_loaded_by_its_card
 
     # As somebody would who copies the recipe, beside the base model's folder.
     card = (run_dir / "adapter" / "README.md").read_text()
-    (recipe,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    recipe, _ = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert "model_type, quantization_config must be left out" in recipe
     monkeypatch.chdir(models)
     names: dict[str, Any] = {}

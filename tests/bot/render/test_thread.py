@@ -37,7 +37,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
-from runner.reports import FailedRung, Sample, TraitLoss, UnquantizedPart
+from runner.reports import BestStep, ExactMatch, FailedRung, Sample, ShareReport, TraitLoss, UnquantizedPart
 from runner.spec import RunSpec
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -149,7 +149,7 @@ def test_the_load_receipt_counts_what_is_really_quantized(render: Render, good_r
     (message,) = render(_of(good_run, ModelLoaded))
     text = (
         "✅ Model loaded with 4-bit quantization, config protected\n"
-        "28 of 29 linear modules are really 4-bit, 81 % of the parameters · 12.3 MB · bfloat16 on cpu\n"
+        "28 of 29 linear modules are really 4-bit, 81 % of the parameters · 12.3 MB of weights · bfloat16 on cpu\n"
         "Probe: loss 5.123, gradient norm 0.3123 · loaded in 2.4 s"
         " · memory 21.5 MB at the peak of loading, 14.3 MB after\n"
         "The config guard turned away 1 dict assignment"
@@ -285,11 +285,49 @@ def test_a_step_that_would_have_been_better_is_named_with_the_setting_that_takes
     (told,), (quiet,) = (render([measured, Evaluated(when="after")]) for measured in (over, about_as_good))
     assert _lines(told)[1:] == [
         (
-            "The held-out loss was lowest at step 20: 3.796. "
+            "⚠️ Overfitted: the held-out loss was lowest at step 20, 3.796, and is 5.709 at the last. "
             "`load_best_model_at_end=true` would take the adapter of that step."
         )
     ]
     assert _lines(quiet) == ["*After training*"]
+
+
+def test_the_last_reply_says_that_the_adapter_is_overfitted_unless_that_of_the_best_step_was_taken(
+    render: Render, good_run: tuple[ChildEvent, ...]
+) -> None:
+    end = good_run[-1]
+    assert isinstance(end, RunSucceeded)
+    best = BestStep(step=20, loss=3.796, last_loss=5.709)
+    summaries = [end.summary.model_copy(update={"best": best, "adapter_step": step}) for step in (None, 20)]
+    told, quiet = (render([JobSucceeded(summary=one, adapter_path="/out", at=AT)])[0] for one in summaries)
+    assert _lines(told)[2] == ("⚠️ Overfitted: the held-out loss was lowest at step 20, 3.796, and is 5.709 at the last")
+    assert "Overfitted" not in quiet.text
+
+
+def test_a_table_of_answers_says_how_much_of_it_was_trained_on_and_which_trait_has_nothing_held_out(
+    render: Render,
+) -> None:
+    share = ShareReport(
+        trait_type="sums",
+        dataset_id=1,
+        dataset_name="additions",
+        percentage=50,
+        rows_available=100,
+        rows_used=50,
+        trained_tokens=100,
+    )
+    words = share.model_copy(update={"trait_type": "words", "dataset_id": 2, "held_out_rows": 5})
+    mixed = DataMixed(shares=(share, words), rows=100, longest_tokens=9, truncated_rows=0)
+    after = Evaluated(
+        when="after",
+        exact_match=(ExactMatch(dataset_id=1, dataset_name="additions", correct=90, total=100),),
+        held_out=(TraitLoss(trait_type="words", loss=1.5, before=7, rows=5, tokens=20),),
+    )
+    assert _lines(render([mixed, after])[1])[1:] == [
+        "additions: 90 of 100 right (90 %) · 50 % trained on",
+        "held-out loss of words: 7 → 1.5 on 5 rows, 20 tokens",
+        "No rows held out of sums",
+    ]
 
 
 def test_what_only_moves_the_plan_makes_no_reply(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
