@@ -14,7 +14,8 @@ from bot.render.plan import render_root
 from bot.render.progress import render_progress
 from bot.render.thread import is_progress, render_milestone, render_refusal
 from bot.story import Story, tell
-from runner.events import JobQueued, MetricsLogged, StoredEvent
+from runner.event_lines import StoredEvent
+from runner.events import JobQueued, MetricsLogged
 from runner.store import Store
 
 EDIT_EVERY_S = 3.0

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from runner.event_lines import StoredEvent
 from runner.events import (
     AdapterSaved,
     AdapterVerified,
@@ -30,7 +31,6 @@ from runner.events import (
     PhaseStarted,
     RungFailed,
     StopRequested,
-    StoredEvent,
     TokenizerLoaded,
     TrainingStarted,
     VersionsReported,

@@ -23,7 +23,8 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded, parse_event
+from runner.event_lines import parse_event
+from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.redaction import redact
 from runner.settings import RunnerSettings
 

@@ -8,9 +8,9 @@ Imports nothing that does I/O.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter
+from pydantic import AwareDatetime, Field
 
 from runner.reports import (
     RUNG_WORDS,
@@ -390,8 +390,7 @@ class JobCancelled(Event):
 ChildEvent = (
     VersionsReported | PhaseStarted | TokenizerLoaded | ConfigLoaded | RungFailed | ModelLoaded | DataMixed
     | TrainingStarted | BatchHalved | MetricsLogged | LossEvaluated | CheckpointSaved | Evaluated | AdapterSaved
-    | AdapterVerified
-    | RunSucceeded | RunFailed | RunInterrupted
+    | AdapterVerified | RunSucceeded | RunFailed | RunInterrupted
 )  # fmt: skip
 """What a training child may write."""
 
@@ -399,26 +398,3 @@ FinalEvent = JobSucceeded | JobFailed | JobCancelled
 """The last event of a job; exactly one of them ends it."""
 
 AnyEvent = ChildEvent | JobQueued | JobClaimed | JobRequeued | StopRequested | FinalEvent
-
-_ANY_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(
-    Annotated[AnyEvent, Field(discriminator="kind")], config=ConfigDict(defer_build=True)
-)
-
-
-class StoredEvent(Record):
-    """An event in a job's history."""
-
-    seq: int
-    """1, 2, 3 … without a gap within one job."""
-    attempt: int
-    """The attempt it belongs to, 0 before the first claim."""
-    event: Annotated[AnyEvent, Field(discriminator="kind")]
-
-
-def parse_event(line: str | bytes) -> AnyEvent:
-    """Read one JSON object as an event.
-
-    Raises:
-        pydantic.ValidationError: It is not JSON, of no known kind, or has wrong fields.
-    """
-    return _ANY_EVENT.validate_json(line)

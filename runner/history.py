@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from runner.events import DataMixed, RunSucceeded, TrainingStarted, VersionsReported, parse_event
+from runner.event_lines import parse_event
+from runner.events import DataMixed, RunSucceeded, TrainingStarted, VersionsReported
 from runner.hyperparameters import choose_optimizer
 from runner.plan import Preflight
 from runner.reports import RunSummary

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from runner.errors import JobError
-from runner.events import StoredEvent
+from runner.event_lines import StoredEvent
 from runner.jobs import FINAL_STATES, JobRecord, JobState, WorkerInfo
 from runner.redis_client import redis_at_hand
 from runner.store_records import microseconds, read_job

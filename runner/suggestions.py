@@ -9,11 +9,16 @@ _FEWEST_LETTERS = 4
 """Of a typed word that is looked for inside longer names, as `epochs` in `num_train_epochs`."""
 
 
+_BROUGHT_ALONG = {"batch_size": "per_device_train_batch_size"}
+"""What people type by habit, where another name is nearer by its letters."""
+
+
 def nearest(typed: str, known: Iterable[str]) -> str | None:
     """Return the nearest of the known names, None where none is near."""
     names = sorted(known, key=len)
-    # Abbreviations that people bring along: `lr` for learning_rate, `batch_size` for per_device_train_batch_size.
-    near = [name for name in names if len(typed) > 1 and typed == "".join(word[:1] for word in name.split("_"))]
+    near = [name for name in names if name == _BROUGHT_ALONG.get(typed)]
+    # Abbreviations, such as `lr` for learning_rate.
+    near += [name for name in names if len(typed) > 1 and typed == "".join(word[:1] for word in name.split("_"))]
     near += difflib.get_close_matches(typed, names, n=1)
     near += [name for name in names if len(typed) >= _FEWEST_LETTERS and typed in name]
     return near[0] if near else None

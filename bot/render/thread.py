@@ -24,6 +24,7 @@ from bot.render.text import (
     person,
 )
 from bot.story import Story, tell
+from runner.event_lines import StoredEvent
 from runner.events import (
     AdapterVerified,
     BatchHalved,
@@ -38,7 +39,6 @@ from runner.events import (
     JobSucceeded,
     ModelLoaded,
     RungFailed,
-    StoredEvent,
     TrainingStarted,
     VersionsReported,
 )

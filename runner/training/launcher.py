@@ -31,7 +31,8 @@ from typing import Self
 from pydantic import ValidationError
 
 from runner.child import RunEnd, describe_silent_death
-from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded, parse_event
+from runner.event_lines import parse_event
+from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.redaction import redact
 from runner.training.stopping import StopSwitch
 

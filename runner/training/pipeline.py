@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +18,7 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 from runner.errors import DiskFullError, MemoryExhaustedError, TrainingError
-from runner.events import (
-    AdapterSaved,
-    ChildEvent,
-    Evaluated,
-    PhaseStarted,
-    RunFailed,
-    RunInterrupted,
-    RunSucceeded,
-    parse_event,
-)
+from runner.events import AdapterSaved, ChildEvent, Evaluated, PhaseStarted, RunFailed, RunInterrupted, RunSucceeded
 from runner.hyperparameters import Training
 from runner.provenance import fingerprint_base_model, git_revision
 from runner.reports import LoadReceipt, Phase, RunSummary
@@ -38,6 +28,7 @@ from runner.training import ranks
 from runner.training.accelerator import choose_device, describe, peak_bytes
 from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
 from runner.training.arguments import resolve_settings, settle_optimizer
+from runner.training.attempt_files import earlier_baseline, write_receipt, write_spec
 from runner.training.batch_halving import NothingFitsError, as_before, train_within_memory
 from runner.training.best_checkpoint import Evaluations, find_best
 from runner.training.callbacks import Checkpoints, Progress, StopAtStep
@@ -51,7 +42,7 @@ from runner.training.held_out import compare_losses
 from runner.training.hub_datasets import pin_datasets
 from runner.training.loading import LoadedModel, protected_load
 from runner.training.lora import add_lora, settle_precision
-from runner.training.memory import free_bytes
+from runner.training.memory import free_bytes, release_memory
 from runner.training.memory_advice import one_row_does_not_fit
 from runner.training.pins import with_earlier_pins
 from runner.training.stall_watch import StallWatch
@@ -120,7 +111,7 @@ def train(
     stop = stop or StopSwitch()
     run_dir.mkdir(parents=True, exist_ok=True)
     spec = with_earlier_pins(spec, run_dir)
-    _write_spec(run_dir, spec)
+    write_spec(run_dir, spec)
     try:
         with VerifyingProcess(run_dir, models_root) as verifying:
             emit(PhaseStarted(phase=Phase.VERSIONS))
@@ -139,7 +130,7 @@ def train(
             )
             assert trained is not None  # noqa: S101  # only ranks other than the first come back without
             emit(PhaseStarted(phase=Phase.VERIFYING))
-            _free_memory()
+            release_memory()
             # On a CPU all ranks share the memory that the base model is loaded into once more.
             ranks.wait_for_all()
             verifying.begin()
@@ -204,7 +195,7 @@ def assist(spec: RunSpec, run_dir: Path, *, models_root: Path, projects_dir: Pat
             stop=stop,
             verifying=verifying,
         )
-    _free_memory()
+    release_memory()
     ranks.wait_for_all()
 
 
@@ -229,15 +220,15 @@ def _train(
         if revision is not None:
             # A branch may move: whoever verifies, resumes or repeats this run needs the very commit.
             spec = spec.model_copy(update={"project": spec.project.model_copy(update={"revision": revision})})
-            _write_spec(run_dir, spec)
-        _write_receipt(run_dir, loaded.receipt)
+            write_spec(run_dir, spec)
+        write_receipt(run_dir, loaded.receipt)
         stop.raise_if_set()
 
         emit(PhaseStarted(phase=Phase.DATA))
         unpinned = settle_optimizer(spec, loaded.model.device.type)
         spec = ranks.from_first(lambda: pin_datasets(unpinned))
         project, training = spec.project, spec.project.training
-        _write_spec(run_dir, spec)
+        write_spec(run_dir, spec)
         mix = mix_data(
             spec,
             tokenizer,
@@ -252,7 +243,7 @@ def _train(
         ranks.require_same(facts.tokens, "rows")
         resume = ranks.from_first(lambda: newest_checkpoint(run_dir, facts))
 
-        before = ranks.from_first(lambda: _earlier_baseline(run_dir) if resume else None)
+        before = ranks.from_first(lambda: earlier_baseline(run_dir) if resume else None)
         if before is None:
             emit(PhaseStarted(phase=Phase.BASELINE))
             before = ranks.from_first(
@@ -312,7 +303,7 @@ def _train(
         size_bytes = save_adapter(model, tokenizer, run_dir / ADAPTER, base_model=project.base_model, revision=revision)
         emit(AdapterSaved(path=str(run_dir / ADAPTER), size_bytes=size_bytes))
         receipt = loaded.receipt.model_copy(update={"guard_interceptions": loaded.guard.interceptions})
-        _write_receipt(run_dir, receipt)
+        write_receipt(run_dir, receipt)
         return _Trained(
             spec=spec,
             receipt=receipt,
@@ -378,30 +369,6 @@ def _train_adapter(
         raise one_row_does_not_fit(loaded.config, project, mix, trainable, dtype, room=room) from error
 
 
-def _write_spec(run_dir: Path, spec: RunSpec) -> None:
-    if not ranks.is_first():
-        return
-    (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def _write_receipt(run_dir: Path, receipt: LoadReceipt) -> None:
-    if not ranks.is_first():
-        return
-    (run_dir / "receipt.json").write_text(receipt.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def _earlier_baseline(run_dir: Path) -> Evaluated | None:
-    """Find what the base model answered in an earlier attempt: the same model and questions answer the same."""
-    for path in sorted(run_dir.parent.glob("attempt-*/events.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            # A killed attempt may have left half a line at its end.
-            if '"kind":"evaluated"' in line and line.endswith("}"):
-                event = parse_event(line)
-                if isinstance(event, Evaluated) and event.when == "before":
-                    return event
-    return None
-
-
 @contextmanager
 def _explained_failures() -> Iterator[None]:
     """Give the two failures that a host brings about the words of a person; loading has its own."""
@@ -424,10 +391,3 @@ def _explained_failures() -> Iterator[None]:
                 "The disk is full where the run directory lies.", hint="Free some space, then start the job again."
             ) from error
         raise
-
-
-def _free_memory() -> None:
-    """Give the device's memory back before another process loads the same base model."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

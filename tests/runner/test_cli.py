@@ -16,7 +16,7 @@ import pytest
 from runner.__main__ import VERBS, main
 from runner.child import Spawn
 from runner.cli import train
-from runner.events import parse_event
+from runner.event_lines import parse_event
 from runner.resuming import RunFacts, spec_facts, write_facts
 from runner.spec import RunSpec
 

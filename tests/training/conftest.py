@@ -21,7 +21,8 @@ import stubborn_models  # type: ignore[import-not-found]  # by the line above; m
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from runner.events import AnyEvent, parse_event
+from runner.event_lines import parse_event
+from runner.events import AnyEvent
 from runner.spec import DatasetEntry, ProjectSpec, RunSpec
 from runner.training.demo_model import build_demo_model
 

@@ -14,16 +14,8 @@ import pytest
 import torch
 
 from runner.errors import TrainingError
-from runner.events import (
-    AnyEvent,
-    BatchHalved,
-    ChildEvent,
-    MetricsLogged,
-    RunFailed,
-    RunSucceeded,
-    TrainingStarted,
-    parse_event,
-)
+from runner.event_lines import parse_event
+from runner.events import AnyEvent, BatchHalved, ChildEvent, MetricsLogged, RunFailed, RunSucceeded, TrainingStarted
 from runner.hyperparameters import Training
 from runner.spec import RunSpec
 from runner.training.batch_halving import NothingFitsError, as_before, halve, train_within_memory

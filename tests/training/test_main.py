@@ -15,7 +15,8 @@ import pytest
 from conftest import FinishedChild  # type: ignore[import-not-found]  # beside this file; mypy names it by its path
 
 from runner.errors import DatasetError
-from runner.events import CheckpointSaved, Evaluated, PhaseStarted, RunFailed, RunInterrupted, RunSucceeded, parse_event
+from runner.event_lines import parse_event
+from runner.events import CheckpointSaved, Evaluated, PhaseStarted, RunFailed, RunInterrupted, RunSucceeded
 from runner.spec import RunSpec
 from runner.training.__main__ import EventWriter, failure_of, run
 from runner.training.accelerator import choose_device

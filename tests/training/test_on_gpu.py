@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from runner.event_lines import parse_event
 from runner.events import (
     AdapterVerified,
     AnyEvent,
@@ -26,7 +27,6 @@ from runner.events import (
     RunSucceeded,
     TrainingStarted,
     VersionsReported,
-    parse_event,
 )
 from runner.spec import RunSpec
 from runner.training.accelerator import choose_device, describe

@@ -17,6 +17,7 @@ from datasets import Dataset
 from torch.utils.data import BatchSampler
 
 from runner.errors import MemoryExhaustedError, TrainingError
+from runner.event_lines import parse_event
 from runner.events import (
     AnyEvent,
     CheckpointSaved,
@@ -29,7 +30,6 @@ from runner.events import (
     RunSucceeded,
     TrainingStarted,
     VersionsReported,
-    parse_event,
 )
 from runner.spec import RunSpec
 from runner.training import ranks

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from runner.__main__ import main
-from runner.events import MetricsLogged, RunSucceeded, parse_event
+from runner.event_lines import parse_event
+from runner.events import MetricsLogged, RunSucceeded
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(180)]
 

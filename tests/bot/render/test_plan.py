@@ -11,6 +11,7 @@ from bot.render.plan import STOP_ACTION, render_root
 from bot.render.progress import render_progress
 from bot.story import Story, tell_all
 from bot.workspace.blocks import check_blocks
+from runner.event_lines import StoredEvent
 from runner.events import (
     AnyEvent,
     ChildEvent,
@@ -27,7 +28,6 @@ from runner.events import (
     PhaseStarted,
     RunSucceeded,
     StopRequested,
-    StoredEvent,
     TrainingStarted,
 )
 from runner.jobs import JobRecord

@@ -11,6 +11,7 @@ from bot.render.message import Message, context, section
 from bot.render.thread import render_milestone
 from bot.story import Story, tell
 from bot.workspace.blocks import check_blocks
+from runner.event_lines import StoredEvent
 from runner.events import (
     AnyEvent,
     BatchHalved,
@@ -31,7 +32,6 @@ from runner.events import (
     RungFailed,
     RunSucceeded,
     StopRequested,
-    StoredEvent,
     TokenizerLoaded,
     TrainingStarted,
     VersionsReported,
