@@ -38,7 +38,7 @@ _LIFELINE = (
     '(exec 4>&-; read -r _ <&3; kill -KILL 0) & exec "$@" 3<&-'
 )
 _TOO_LATE = b"\nTimeout ("
-"""faulthandler's heading where the child's stall watch could not speak for itself (`runner.training.stall_watch`)."""
+"""faulthandler's heading where the child's stall watch could not speak (`runner.training.loop.stall_watch`)."""
 _LINE_LIMIT_BYTES = 1 << 20
 _REFUSED_BYTES = 200
 _LOG_TAIL_CHARACTERS = 1000

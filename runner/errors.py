@@ -116,7 +116,7 @@ class UnavailableError(QLoRAError):
 
 
 class TrainingError(QLoRAError):
-    """The attempt cannot go on; only the ladder (`runner.training.loading`) may try once more."""
+    """The attempt cannot go on; only the ladder (`runner.training.loading.protected_load`) may try once more."""
 
     code = "training"
 

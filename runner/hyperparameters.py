@@ -1,7 +1,7 @@
 """The hyperparameters of a project file, under the names of PEFT, TRL, transformers and bitsandbytes. Pure.
 
-Every field is handed on as it is: `[lora]` to `runner.training.lora`, `[training]` to `runner.training.arguments`,
-`[quantization]` to the ladder.
+Every field is handed on as it is: `[lora]` to `runner.training.loop.lora`, `[training]` to
+`runner.training.loop.arguments`, `[quantization]` to the ladder.
 """
 
 from __future__ import annotations

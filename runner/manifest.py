@@ -1,6 +1,6 @@
 """The manifest of an adapter: what it was made from, and how that differs from what this host has. No torch.
 
-`runner.training.adapter` writes it; a replay, a merge and a push read it.
+`runner.training.outcome.adapter` writes it; a replay, a merge and a push read it.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def merge(adapter: Path, output: Path, settings: RunnerSettings) -> MergeReport:
 
 
 def _run_child(adapter: Path, folder: Path, settings: RunnerSettings) -> MergeReport:
-    command = [sys.executable, "-m", "runner.training.merge", str(adapter), str(folder)]
+    command = [sys.executable, "-m", "runner.training.outcome.merge", str(adapter), str(folder)]
     probe = _find_probe(adapter)
     if probe is not None:
         command += ["--probe", str(probe)]

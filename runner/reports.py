@@ -103,7 +103,7 @@ class FailedRung(Record):
     reason: str
     """First line of the error, tokens redacted."""
     failure_class: str = "unknown"
-    """Its line in the table of failures (`runner.training.failures`), such as `weight-shape`."""
+    """Its line in the table of failures (`runner.training.loading.failures`), such as `weight-shape`."""
     meaning: str = ""
     """What that line tells people."""
     held_bytes: int | None = None

@@ -13,7 +13,7 @@ Loss is on the completion, on every assistant turn, or on the whole text. The fi
 format and every other row must follow. Further columns are ignored.
 
 An alpaca row becomes a conversation because that suits every base model: one with a chat template is taught in the form
-in which people will ask it, and one without gets the plain template of `runner.training.encoding`.
+in which people will ask it, and one without gets the plain template of `runner.training.data.encoding`.
 """
 
 from __future__ import annotations

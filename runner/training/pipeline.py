@@ -26,30 +26,36 @@ from runner.resuming import RunFacts
 from runner.spec import RunSpec
 from runner.training import ranks
 from runner.training.accelerator import choose_device, describe, peak_bytes
-from runner.training.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
-from runner.training.arguments import resolve_settings, settle_optimizer
 from runner.training.attempt_files import earlier_baseline, write_receipt, write_spec
-from runner.training.batch_halving import NothingFitsError, as_before, train_within_memory
-from runner.training.best_checkpoint import Evaluations, find_best
-from runner.training.callbacks import Checkpoints, Progress, StopAtStep
-from runner.training.card import Outcome
-from runner.training.chat_template import input_embedding
-from runner.training.checkpoints import CHECKPOINTS, Checkpoint, complete_checkpoints, describe_run, newest_checkpoint
-from runner.training.data import Mix, mix_data
-from runner.training.evaluation import evaluate, prepare_questions
-from runner.training.failure_marks import is_disk_full, is_out_of_memory
-from runner.training.held_out import compare_losses
-from runner.training.hub_datasets import pin_datasets
-from runner.training.loading import LoadedModel, protected_load
-from runner.training.lora import add_lora, settle_precision
+from runner.training.data.chat_template import input_embedding
+from runner.training.data.hub_datasets import pin_datasets
+from runner.training.data.mix import Mix, mix_data
+from runner.training.loading.failure_marks import is_disk_full, is_out_of_memory
+from runner.training.loading.protected_load import LoadedModel, protected_load
+from runner.training.loop.arguments import resolve_settings, settle_optimizer
+from runner.training.loop.batch_halving import NothingFitsError, as_before, train_within_memory
+from runner.training.loop.best_checkpoint import Evaluations, find_best
+from runner.training.loop.callbacks import Checkpoints, Progress, StopAtStep
+from runner.training.loop.checkpoints import (
+    CHECKPOINTS,
+    Checkpoint,
+    complete_checkpoints,
+    describe_run,
+    newest_checkpoint,
+)
+from runner.training.loop.lora import add_lora, settle_precision
+from runner.training.loop.memory_advice import one_row_does_not_fit
+from runner.training.loop.stall_watch import StallWatch
+from runner.training.loop.trainer import AdapterTrainer, build_trainer
 from runner.training.memory import free_bytes, release_memory
-from runner.training.memory_advice import one_row_does_not_fit
+from runner.training.outcome.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
+from runner.training.outcome.card import Outcome
+from runner.training.outcome.evaluation import evaluate, prepare_questions
+from runner.training.outcome.held_out import compare_losses
+from runner.training.outcome.verify import PROBE, store_probe
+from runner.training.outcome.verifying_process import VerifyingProcess
 from runner.training.pins import with_earlier_pins
-from runner.training.stall_watch import StallWatch
 from runner.training.stopping import StopRequestedError, StopSwitch
-from runner.training.trainer import AdapterTrainer, build_trainer
-from runner.training.verify import PROBE, store_probe
-from runner.training.verifying_process import VerifyingProcess
 from runner.versions import report_versions
 
 Emit = Callable[[ChildEvent], None]

@@ -25,18 +25,18 @@ from runner.redaction import redact
 from runner.settings import RunnerSettings, load_settings
 from runner.spec import RunSpec
 from runner.training.accelerator import choose_compute_dtype, choose_device, describe, peak_bytes
-from runner.training.arguments import settle_optimizer
-from runner.training.base_model import BaseModel, locate_base_model
-from runner.training.data import Mix, mix_data
-from runner.training.empty_model import build_empty_model
-from runner.training.lora import add_lora
+from runner.training.data.mix import Mix, mix_data
+from runner.training.loading.base_model import BaseModel, locate_base_model
+from runner.training.loading.empty_model import build_empty_model
+from runner.training.loading.model_config import load_model_config
+from runner.training.loading.quantized import EffectiveRungError
+from runner.training.loading.tokenizer import load_tokenizer
+from runner.training.loading.weight_estimate import WeightEstimate, estimate_weights
+from runner.training.loop.arguments import settle_optimizer
+from runner.training.loop.lora import add_lora
+from runner.training.loop.training_estimate import estimate_training
 from runner.training.memory import free_bytes
-from runner.training.model_config import load_model_config
-from runner.training.quantized import EffectiveRungError
 from runner.training.ranks import require_gpus
-from runner.training.tokenizer import load_tokenizer
-from runner.training.training_estimate import estimate_training
-from runner.training.weight_estimate import WeightEstimate, estimate_weights
 
 if TYPE_CHECKING:
     import torch

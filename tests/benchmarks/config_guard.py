@@ -21,8 +21,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from runner.training import config_guard
-from runner.training.config_guard import ConfigGuard
+from runner.training.loading import config_guard
+from runner.training.loading.config_guard import ConfigGuard
 
 READS = 50_000
 READ_ROUNDS = 15

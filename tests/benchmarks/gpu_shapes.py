@@ -65,7 +65,7 @@ def measure(side: str, folder: Path, training: dict[str, Any]) -> dict[str, Any]
     """
     from runner.errors import MemoryExhaustedError  # noqa: PLC0415  # all of this only here: the parent measures nothing
     from runner.training.accelerator import choose_device, peak_bytes  # noqa: PLC0415
-    from runner.training.failure_marks import is_out_of_memory  # noqa: PLC0415
+    from runner.training.loading.failure_marks import is_out_of_memory  # noqa: PLC0415
 
     wanted = training["max_steps"] * training["per_device_train_batch_size"] * training["max_length"]
     rows = make_rows(wanted, training["max_length"])

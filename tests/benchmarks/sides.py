@@ -34,10 +34,10 @@ def our_trainer(
         The trainer, and the seconds from the model's folder to the model.
     """
     from runner.spec import DatasetEntry, ProjectSpec, RunSpec  # noqa: PLC0415  # see the module's docstring
-    from runner.training.data import mix_data  # noqa: PLC0415
-    from runner.training.loading import protected_load  # noqa: PLC0415
-    from runner.training.lora import add_lora  # noqa: PLC0415
-    from runner.training.trainer import build_trainer  # noqa: PLC0415
+    from runner.training.data.mix import mix_data  # noqa: PLC0415
+    from runner.training.loading.protected_load import protected_load  # noqa: PLC0415
+    from runner.training.loop.lora import add_lora  # noqa: PLC0415
+    from runner.training.loop.trainer import build_trainer  # noqa: PLC0415
 
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     project = {

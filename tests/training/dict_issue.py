@@ -20,9 +20,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from runner.training.base_model import BaseModel
-from runner.training.config_guard import ConfigGuard
-from runner.training.tokenizer import DEFECTIVE_TRANSFORMERS, load_tokenizer
+from runner.training.loading.base_model import BaseModel
+from runner.training.loading.config_guard import ConfigGuard
+from runner.training.loading.tokenizer import DEFECTIVE_TRANSFORMERS, load_tokenizer
 
 MESSAGE = "'dict' object has no attribute 'model_type'"
 

@@ -15,10 +15,10 @@ from runner.events import ChildEvent, MetricsLogged, TrainingStarted
 from runner.settings import load_settings
 from runner.spec import RunSpec
 from runner.training import __main__ as child
-from runner.training.data import mix_data
-from runner.training.loading import protected_load
-from runner.training.lora import add_lora
-from runner.training.trainer import build_trainer
+from runner.training.data.mix import mix_data
+from runner.training.loading.protected_load import protected_load
+from runner.training.loop.lora import add_lora
+from runner.training.loop.trainer import build_trainer
 
 
 def held(name: str) -> int:

@@ -8,7 +8,7 @@ from runner.errors import TrainingError
 from runner.events import ChildEvent, ModelLoaded, RungFailed
 from runner.reports import LoadReceipt
 from runner.spec import RunSpec
-from runner.training.loading import protected_load
+from runner.training.loading.protected_load import protected_load
 
 
 def load(spec: RunSpec, root: Path) -> tuple[LoadReceipt, list[ChildEvent]]:

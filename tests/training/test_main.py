@@ -20,8 +20,8 @@ from runner.events import CheckpointSaved, Evaluated, PhaseStarted, RunFailed, R
 from runner.spec import RunSpec
 from runner.training.__main__ import EventWriter, failure_of, run
 from runner.training.accelerator import choose_device
-from runner.training.arguments import settle_optimizer
-from runner.training.quantized import measure_quantization
+from runner.training.loading.quantized import measure_quantization
+from runner.training.loop.arguments import settle_optimizer
 from runner.training.stopping import StopSwitch
 
 pytestmark = pytest.mark.timeout(180)

@@ -32,7 +32,7 @@ def test_loading_in_a_fresh_process_says_nothing(models_root: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path\n"
         "from runner.spec import DatasetEntry, ProjectSpec, RunSpec\n"
-        "from runner.training.loading import load_on_rung\n"
+        "from runner.training.loading.protected_load import load_on_rung\n"
         "project = dict(name='t', base_model='tiny', output_directory='t',"
         " traits=[dict(trait_type='t', datasets=[dict(dataset_id=1)])])\n"
         "spec = RunSpec(project=ProjectSpec.model_validate(project), datasets={})\n"

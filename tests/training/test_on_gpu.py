@@ -30,11 +30,11 @@ from runner.events import (
 )
 from runner.spec import RunSpec
 from runner.training.accelerator import choose_device, describe
-from runner.training.data import mix_data
-from runner.training.loading import protected_load
-from runner.training.lora import add_lora
+from runner.training.data.mix import mix_data
+from runner.training.loading.protected_load import protected_load
+from runner.training.loop.lora import add_lora
+from runner.training.loop.trainer import AdapterTrainer, build_trainer
 from runner.training.pipeline import train
-from runner.training.trainer import AdapterTrainer, build_trainer
 
 MakeSpec = Callable[..., RunSpec]
 StartChild = Callable[..., subprocess.Popen[str]]

@@ -27,7 +27,7 @@ from runner.events import (
     TrainingStarted,
 )
 from runner.spec import RunSpec
-from runner.training.checkpoints import complete_checkpoints
+from runner.training.loop.checkpoints import complete_checkpoints
 from runner.training.pipeline import train
 from runner.training.stopping import StopSwitch
 

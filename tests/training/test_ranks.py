@@ -33,17 +33,17 @@ from runner.events import (
 )
 from runner.spec import RunSpec
 from runner.training import ranks
-from runner.training.callbacks import Progress, StopAtStep
-from runner.training.checkpoints import Checkpoint, complete_checkpoints
-from runner.training.data import mix_data
-from runner.training.equal_shares import EqualShares, fill_up
-from runner.training.failures import classify
-from runner.training.loading import protected_load
-from runner.training.lora import add_lora
+from runner.training.data.mix import mix_data
+from runner.training.loading.failures import classify
+from runner.training.loading.protected_load import protected_load
+from runner.training.loop.callbacks import Progress, StopAtStep
+from runner.training.loop.checkpoints import Checkpoint, complete_checkpoints
+from runner.training.loop.equal_shares import EqualShares, fill_up
+from runner.training.loop.lora import add_lora
+from runner.training.loop.trainer import build_trainer
 from runner.training.pipeline import _explained_failures as explained_failures
 from runner.training.preflight import count_steps
 from runner.training.stopping import StopSwitch
-from runner.training.trainer import build_trainer
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(180)]
 

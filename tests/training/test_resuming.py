@@ -13,12 +13,12 @@ from runner.errors import ResumeMismatchError
 from runner.events import ChildEvent, MetricsLogged
 from runner.resuming import RunFacts
 from runner.spec import RunSpec
-from runner.training.callbacks import Checkpoints, Progress
-from runner.training.checkpoints import describe_run, mark_complete, newest_checkpoint
-from runner.training.data import mix_data
-from runner.training.loading import protected_load
-from runner.training.lora import add_lora
-from runner.training.trainer import AdapterTrainer, build_trainer
+from runner.training.data.mix import mix_data
+from runner.training.loading.protected_load import protected_load
+from runner.training.loop.callbacks import Checkpoints, Progress
+from runner.training.loop.checkpoints import describe_run, mark_complete, newest_checkpoint
+from runner.training.loop.lora import add_lora
+from runner.training.loop.trainer import AdapterTrainer, build_trainer
 
 MakeSpec = Callable[..., RunSpec]
 TRAINING = {

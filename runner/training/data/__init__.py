@@ -1,0 +1,1 @@
+"""From the rows that a project names to token ids with labels, mixed by trait and audited."""

@@ -1,0 +1,1 @@
+"""From a base model's files to a loaded, counted and probed model: the protected path."""

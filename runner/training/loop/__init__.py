@@ -1,0 +1,1 @@
+"""The training itself: adapter, loss, trainer, checkpoints, and what watches over them."""

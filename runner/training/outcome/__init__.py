@@ -1,0 +1,1 @@
+"""What a run is worth and what it leaves: evaluation, adapter, card, verification, merge."""

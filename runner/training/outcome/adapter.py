@@ -1,0 +1,131 @@
+"""Writes what a run leaves: adapter and tokenizer, a card for people, a manifest for machines, the loss curve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.manifest import MANIFEST
+from runner.provenance import fingerprint_file
+from runner.training.outcome.card import Outcome, render_card
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+ADAPTER = "adapter"
+WEIGHTS = "adapter_model.safetensors"
+LOSS_PLOT = "loss.png"
+
+
+def save_adapter(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base_model: str, revision: str | None
+) -> int:
+    """Write the adapter and its tokenizer, replacing what an interrupted save left there.
+
+    Args:
+        model: The trained model, its precision settled.
+        tokenizer: With the chat template that the rows were rendered with.
+        folder: `RUN_DIR/adapter`.
+        base_model: As the project names it.
+        revision: Commit of the hub snapshot, None for a local folder.
+
+    Returns:
+        Bytes of all files.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(str(folder))
+    _name_base_model(folder / "adapter_config.json", base_model, revision)
+    tokenizer.save_pretrained(folder)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _name_base_model(path: Path, base_model: str, revision: str | None) -> None:
+    """Name the base model as the project does, where PEFT wrote the folder that this host has it in.
+
+    Afterwards and in the file, because PEFT compares vocabularies with that folder while it saves.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": base_model, "revision": revision}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_documents(outcome: Outcome, folder: Path) -> None:
+    """Put card and manifest beside a verified adapter.
+
+    Args:
+        outcome: What they tell.
+        folder: `RUN_DIR/adapter`.
+    """
+    (folder / MANIFEST).write_text(json.dumps(_manifest(outcome, folder), indent=2) + "\n", encoding="utf-8")
+    # In place of the card that PEFT wrote, which never records the quantization.
+    (folder / "README.md").write_text(render_card(outcome), encoding="utf-8")
+
+
+def _manifest(outcome: Outcome, folder: Path) -> dict[str, Any]:
+    spec = outcome.spec
+    return {
+        "created_at": datetime.now(UTC).isoformat(),
+        "base_model": spec.project.base_model,
+        "revision": spec.project.revision,
+        "base_fingerprint": outcome.base_fingerprint,
+        "rung": outcome.receipt.rung,
+        "git_revision": outcome.git_revision,
+        "spec": spec.model_dump(mode="json"),
+        "versions": {package.name: package.installed for package in outcome.versions.packages}
+        | {"python": outcome.versions.python},
+        "device": outcome.versions.device,
+        "settings": [setting.model_dump(mode="json") for setting in outcome.settings],
+        "receipt": outcome.receipt.model_dump(mode="json"),
+        "data": [
+            share.model_dump(mode="json") | {"sha256": outcome.mix.fingerprints[share.dataset_id]}
+            for share in outcome.mix.event.shares
+        ],
+        "traits": [trait.model_dump(mode="json") for trait in outcome.mix.event.traits],
+        "data_warnings": list(outcome.mix.event.warnings),
+        "metrics": {
+            "summary": outcome.summary.model_dump(mode="json"),
+            "before": outcome.before.model_dump(mode="json", exclude={"at", "kind", "when"}),
+            "after": outcome.after.model_dump(mode="json", exclude={"at", "kind", "when"}),
+        },
+        "weights_sha256": fingerprint_file(folder / WEIGHTS),
+        "verified": outcome.verified.model_dump(mode="json", exclude={"kind"}),
+    }
+
+
+def plot_loss(log_history: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
+    """Draw the loss over the optimizer steps of all attempts.
+
+    Args:
+        log_history: The trainer's records; those without a loss are passed over. Held-out losses are a second curve.
+        path: The PNG file to write.
+        title: Whose curve it is.
+    """
+    # Imported here: matplotlib takes most of a second, and this runs beside the verifying process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    curves = {
+        label: [(record["step"], record[key]) for record in log_history if key in record]
+        for label, key in (("training", "loss"), ("held-out rows", "eval_loss"))
+    }
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for label, points in curves.items():
+        if points:
+            told = f"{label}: {points[-1][1]:.3g} at the end"
+            best_step, best = min(points, key=lambda point: point[1])
+            # The training loss goes up and down by the batch; a held-out loss that has been lower is a finding.
+            if label == "held-out rows" and best_step != points[-1][0]:
+                told += f", lowest {best:.3g} at step {best_step}"
+            axes.plot([step for step, _ in points], [loss for _, loss in points], marker=".", label=told)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)", ylim=(0, None))
+    # A name is no formula, whatever it holds.
+    axes.set_title(title, parse_math=False)
+    axes.legend()
+    axes.grid(visible=True, alpha=0.3)
+    FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]  # matplotlib leaves it bare

@@ -1,0 +1,333 @@
+"""The README of an adapter's folder: what it is, from what, how well, how to load it. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from runner.events import AdapterVerified, DataMixed, Evaluated, VersionsReported
+from runner.reports import RUNG_WORDS, LoadReceipt, Resolved, RunSummary
+from runner.spec import Evaluation, ProjectSpec, RunSpec
+from runner.training.data.mix import Mix
+
+_GB = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an attempt that trained to its end has to tell."""
+
+    spec: RunSpec
+    versions: VersionsReported
+    receipt: LoadReceipt
+    mix: Mix
+    before: Evaluated
+    after: Evaluated
+    verified: AdapterVerified
+    summary: RunSummary
+    git_revision: str | None
+    """Commit of the projects folder, None where it is under no version control."""
+    base_fingerprint: str | None
+    """Of a local base model's files, None for a hub model, whose commit the spec holds."""
+    settings: tuple[Resolved, ...]
+    """Every hyperparameter as it was used, and who decided it."""
+
+
+def render_card(outcome: Outcome) -> str:
+    """Write the model card as Markdown with the front matter that model hubs read."""
+    project, receipt, summary = outcome.spec.project, outcome.receipt, outcome.summary
+    by = f", by {receipt.processes} processes" if receipt.processes > 1 else ""
+    made = (
+        f"A LoRA adapter for `{project.base_model}`, trained with {RUNG_WORDS[receipt.rung]} "
+        f"({receipt.quantized_modules} of {receipt.linear_modules} linear modules and "
+        f"{receipt.quantized_share:.0%} of the parameters quantized, computing in {receipt.compute_dtype}{by})."
+        f"{_kept(receipt)}"
+    )
+    parts = [
+        _front_matter(project.base_model),
+        f"# {project.name}\n",
+        f"{_cell(project.description)}\n" if project.description else "",
+        f"{made}\n",
+        _loading(receipt),
+        f"{_training(project, receipt, summary)}\n",
+        "![Loss by optimizer step](loss.png)\n",
+        _verified(outcome.verified),
+        _data(outcome.mix.event),
+        _held_out(outcome.after, [trait.trait_type for trait in outcome.mix.event.traits]),
+        _exact_match(outcome.before, outcome.after, outcome.mix.event),
+        _samples(outcome.before, outcome.after),
+        _settings(outcome.settings),
+        _making(outcome),
+        _usage(project, receipt, as_chat=outcome.mix.as_chat),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _kept(receipt: LoadReceipt) -> str:
+    """What a quantized model still holds in floating point; names of weights only where they escaped."""
+    kept = {part.kind: 0 for part in receipt.unquantized}
+    for part in receipt.unquantized:
+        kept[part.kind] += part.parameters
+    told = [f"{kind} ({parameters:,} parameters)" for kind, parameters in kept.items()]
+    return f" Not quantized: {', '.join(told)}." if told else ""
+
+
+def _loading(receipt: LoadReceipt) -> str:
+    """What the success of the load does not say by itself: rungs that failed, files stored quantized, what escaped."""
+    told = [
+        f"{RUNG_WORDS[failed.rung].capitalize()} failed with {failed.error_class}: {_cell(failed.reason)}"
+        for failed in receipt.failed
+    ]
+    if receipt.stored_quantization:
+        told.append(f"The base model's files are stored quantized ({_cell(receipt.stored_quantization)}).")
+    if receipt.warning:
+        told.append(_cell(receipt.warning))
+    return "".join(f"- {one}\n" for one in told)
+
+
+def _front_matter(base_model: str) -> str:
+    lines = [
+        "---",
+        # JSON text is valid YAML, whatever the name holds.
+        f"base_model: {json.dumps(base_model)}",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags: [lora, qlora, sft]",
+        "---",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *[[_cell(cell) for cell in row] for row in rows]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Keep answers of a model and names from files from breaking out of a table or becoming markup."""
+    for mark in ("\\", "|", "`", "*", "_", "<", "["):
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def _data(mixed: DataMixed) -> str:
+    total = sum(share.trained_tokens for share in mixed.shares)
+    rows = (
+        (
+            share.trait_type,
+            share.dataset_name,
+            f"{share.percentage:g} %" + (f", at most {share.max_rows}" if share.max_rows is not None else ""),
+            f"{share.rows_used} of {share.rows_available}",
+            str(share.held_out_rows),
+            f"{share.trained_tokens} ({100 * share.trained_tokens / total:.0f} %)",
+        )
+        for share in mixed.shares
+    )
+    table = _table(("trait", "dataset", "share", "rows", "held out", "trained tokens"), rows)
+    tokens = sum(share.total_tokens for share in mixed.shares)
+    told = f"\nAn epoch is {mixed.rows:,} rows of {tokens:,} tokens, of which {total:,} carry loss.\n"
+    warnings = "".join(f"- {_cell(warning)}\n" for warning in mixed.warnings)
+    return f"## Data\n\n{table}{told}" + (f"\n{warnings}" if warnings else "")
+
+
+def _verified(verified: AdapterVerified) -> str:
+    return (
+        f"Verified on {verified.at:%Y-%m-%d}: a fresh process loaded it onto the base model, and its logits differ "
+        f"from the trained model's by {verified.max_difference:.3g} at most. The base model's alone differ by "
+        f"{verified.base_difference:.3g}.\n"
+    )
+
+
+def _training(project: ProjectSpec, receipt: LoadReceipt, summary: RunSummary) -> str:
+    told = (
+        f"Training loss {summary.loss_first:.4g} at the first step, {summary.loss_last:.4g} over the last logged ones: "
+        "mean cross entropy in nats over the trained tokens. "
+        f"{summary.steps} steps"
+    )
+    if summary.per_device_train_batch_size and summary.gradient_accumulation_steps and not project.training.packing:
+        at_once = summary.per_device_train_batch_size * summary.gradient_accumulation_steps
+        told += f" of {at_once * receipt.processes} rows"
+    if summary.trainable_parameters is not None:
+        told += f"; {summary.trainable_parameters:,} parameters trained"
+    told += "."
+    asked, fitted = project.training.per_device_train_batch_size, summary.per_device_train_batch_size
+    if fitted is not None and fitted != asked:
+        times = summary.gradient_accumulation_steps
+        told += f" A step was {fitted} rows {times} times: {asked} rows at once did not fit into memory."
+    if summary.stopped_early_of is not None:
+        told += f" {summary.stopped_early_of} were planned; the held-out loss had become no better."
+    if summary.adapter_step is not None:
+        told += f" The adapter is that of step {summary.adapter_step}, with the lowest held-out loss."
+    if summary.overfitted is not None:
+        told += f"\n\n⚠️ {summary.overfitted.told}. `load_best_model_at_end` would have taken the adapter of that step."
+    return told
+
+
+def _held_out(after: Evaluated, traits: Iterable[str]) -> str:
+    if not after.held_out:
+        return (
+            "## Loss on held-out rows\n\nNo rows were held out: nothing is known about rows that were not trained on.\n"
+        )
+    rows = (
+        (
+            one.trait_type,
+            str(one.rows),
+            str(one.tokens),
+            "" if one.before is None else f"{one.before:.4g}",
+            f"{one.loss:.4g}",
+            "⚠️ worse than the base" if one.regressed else "",
+        )
+        for one in after.held_out
+    )
+    table = _table(("trait", "rows", "tokens", "base", "adapter", ""), rows)
+    left_out = [trait for trait in traits if trait not in {one.trait_type for one in after.held_out}]
+    unknown = (
+        f"\nNothing was held out of {_cell(', '.join(left_out))}, so nothing is known about other rows there.\n"
+        if left_out
+        else ""
+    )
+    return (
+        "## Loss on held-out rows\n\nNobody trained on these rows. Mean in nats over the tokens of the answers: "
+        f"lower is better.\n\n{table}{unknown}"
+    )
+
+
+def _exact_match(before: Evaluated, after: Evaluated, mixed: DataMixed) -> str:
+    if not after.exact_match:
+        return ""
+    seen = {one.dataset_id: mixed.seen_share(one.dataset_id) for one in after.exact_match}
+    rows = (
+        (
+            new.dataset_name,
+            f"{old.share * 100:.0f} %",
+            f"{new.share * 100:.0f} % ({new.correct} of {new.total})",
+            f"{seen[new.dataset_id] * 100:.0f} % of them" if seen[new.dataset_id] else "no",
+        )
+        for old, new in zip(before.exact_match, after.exact_match, strict=True)
+    )
+    head = ("dataset", "base", "adapter", "seen in training")
+    return "## Answers right to the letter\n\n" + _table(head, rows)
+
+
+def _samples(before: Evaluated, after: Evaluated) -> str:
+    if not after.samples:
+        return ""
+    rows = (
+        (new.prompt, old.completion, new.completion) for old, new in zip(before.samples, after.samples, strict=True)
+    )
+    return "## Samples\n\n" + _table(("prompt", "base", "adapter"), rows)
+
+
+def _settings(settings: Iterable[Resolved]) -> str:
+    """A table of what somebody decided; what nobody did is one sentence."""
+    origins = {"project": "project file", "override": "override at the start", "host": "this host"}
+    settings = list(settings)
+    decided = [(one.name, one.value, origins[one.origin]) for one in settings if one.origin in origins]
+    defaults = ", ".join(f"{one.name} {one.value}" for one in settings if one.origin == "default")
+    table = _table(("setting", "value", "decided by"), decided)
+    return f"## Settings\n\n{table}" + (f"\nAt their defaults: {_cell(defaults)}.\n" if defaults else "")
+
+
+def _making(outcome: Outcome) -> str:
+    """Where it comes from, for whoever has to trust or repeat it."""
+    summary, versions, project = outcome.summary, outcome.versions, outcome.spec.project
+    base = f"commit {project.revision}" if project.revision else f"files with fingerprint {outcome.base_fingerprint}"
+    rows = [
+        ("base model", f"{project.base_model}, {base}"),
+        ("device", versions.device),
+        (
+            "time",
+            f"{summary.train_s:.0f} s of training; {summary.duration_s:.0f} s from loading to the verified adapter",
+        ),
+    ]
+    if summary.peak_bytes is not None:
+        rows.append(("memory", f"{summary.peak_bytes / _GB:.2f} GB at most"))
+    installed = [f"{package.name} {package.installed}" for package in versions.packages if package.installed]
+    rows.append(("libraries", f"{', '.join(installed)}, Python {versions.python}"))
+    rows += [
+        (f"{RUNG_WORDS[failed.rung]} failed", f"{failed.error_class}: {failed.reason}")
+        for failed in outcome.receipt.failed
+    ]
+    if outcome.git_revision is not None:
+        rows.append(("projects at git revision", outcome.git_revision))
+    return (
+        f"## How it was made\n\n{_table(('', ''), rows)}\n"
+        "`manifest.json` holds all of it, with the fingerprints of the data: `python -m runner replay` on this folder "
+        "trains it once more.\n"
+    )
+
+
+def _usage(project: ProjectSpec, receipt: LoadReceipt, *, as_chat: bool) -> str:
+    options = [json.dumps(project.base_model), f"dtype={json.dumps(receipt.compute_dtype)}"]
+    imports, quantization = "AutoModelForCausalLM, AutoTokenizer", ""
+    if receipt.rung != "none":
+        imports += ", BitsAndBytesConfig"
+        settings = ["load_in_8bit=True", f"llm_int8_threshold={project.quantization.llm_int8_threshold}"]
+        if receipt.rung == "4bit":
+            settings = [
+                "load_in_4bit=True",
+                f"bnb_4bit_quant_type={json.dumps(project.quantization.bnb_4bit_quant_type)}",
+                f"bnb_4bit_use_double_quant={project.quantization.bnb_4bit_use_double_quant}",
+                f"bnb_4bit_compute_dtype={json.dumps(receipt.compute_dtype)}",
+            ]
+        quantization = "quantization = BitsAndBytesConfig(\n" + "".join(f"    {one},\n" for one in settings) + ")\n"
+        options.append("quantization_config=quantization")
+    values = ""
+    if receipt.config_left_out:
+        imports += f", {receipt.config_class}"
+        options.insert(1, f"config={receipt.config_class}.from_dict(values)")
+        at = f", revision={json.dumps(project.revision)}" if project.revision is not None else ""
+        values = (
+            f"# transformers cannot read this base model's config.json as it is: {', '.join(receipt.config_left_out)} "
+            "must be left out.\n"
+            f"values, _ = {receipt.config_class}.get_config_dict({json.dumps(project.base_model)}{at})\n"
+            + "".join(f"values.pop({json.dumps(key)}, None)\n" for key in receipt.config_left_out)
+        )
+    if project.revision is not None:
+        options.insert(1, f"revision={json.dumps(project.revision)}")
+    where = (
+        ""
+        if project.revision
+        else f"# {json.dumps(project.base_model)} is a folder under the models root of the host that trained it: give "
+        "its path.\n"
+    )
+    return f"""## Use
+
+As it was trained and verified:
+
+```python
+from peft import PeftModel
+from transformers import {imports}
+
+{values}{quantization}{where}base = AutoModelForCausalLM.from_pretrained({", ".join(options)})
+model = PeftModel.from_pretrained(base, "this/folder").eval()
+tokenizer = AutoTokenizer.from_pretrained("this/folder")
+```
+
+To ask it{" as a user" if as_chat else ""}, as it was trained:
+
+```python
+{_asking(project.evaluation, as_chat=as_chat)}```
+"""
+
+
+def _asking(evaluation: Evaluation, *, as_chat: bool) -> str:
+    prompt = json.dumps(evaluation.prompts[0] if evaluation.prompts else "…", ensure_ascii=False)
+    lines = [f"prompt = {prompt}"]
+    if as_chat:
+        turn = '[{"role": "user", "content": prompt}]'
+        lines += [
+            f"text = tokenizer.apply_chat_template({turn}, tokenize=False, add_generation_prompt=True)",
+            'inputs = tokenizer(text, add_special_tokens=False, return_token_type_ids=False, return_tensors="pt")',
+        ]
+    else:
+        lines.append('inputs = tokenizer(prompt, return_token_type_ids=False, return_tensors="pt")')
+    options = f"max_new_tokens={evaluation.max_new_tokens}, do_sample=False"
+    lines += [
+        f"answer = model.generate(**inputs.to(model.device), {options})",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+    return "".join(f"{line}\n" for line in lines)

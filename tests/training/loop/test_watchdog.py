@@ -1,0 +1,172 @@
+"""Runs that go wrong are ended where it shows, with a code, and keep what was good."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from runner.child import EVENTS_FD, Child
+from runner.errors import TrainingError
+from runner.events import RunFailed
+from runner.hyperparameters import Training
+from runner.resuming import RunFacts
+from runner.spec import RunSpec
+from runner.training.data.mix import mix_data
+from runner.training.loading.protected_load import protected_load
+from runner.training.loop.callbacks import Checkpoints
+from runner.training.loop.lora import add_lora
+from runner.training.loop.trainer import build_trainer
+from runner.training.loop.watchdog import WINDOW, Watchdog
+
+MakeSpec = Callable[..., RunSpec]
+FACTS = RunFacts(spec={}, rung="none", revision=None, base_fingerprint=None, quantization={}, datasets={}, tokens="")
+SCRIPT = Path(__file__).parents[1] / "hanging_child.py"
+
+
+def _train(
+    make_spec: MakeSpec, models_root: Path, folder: Path, *callbacks: TrainerCallback, **training: Any
+) -> TrainingError:
+    """Train on the tiny model with a report every 10 steps, which must end in an error."""
+    rows = [{"prompt": f"What is {a} + 1?", "completion": str(a + 1)} for a in range(8)]
+    settings = {"max_steps": 12, "per_device_train_batch_size": 4, "logging_steps": 10}
+    spec = make_spec(folder / "p", rows, training=settings, quantization={"ladder": ["none"]})
+    # What no project may ask for is put in behind the check.
+    asked = spec.project.training.model_copy(update=training)
+    with protected_load(spec, models_root=models_root, emit=lambda _: None) as loaded:
+        trainer = build_trainer(
+            add_lora(loaded.model, spec.project.lora, 1),
+            loaded.tokenizer,
+            mix_data(spec, loaded.tokenizer, folder / "p"),
+            asked,
+            output_dir=folder / "checkpoints",
+            compute_dtype=loaded.receipt.compute_dtype,
+            callbacks=[Checkpoints(lambda _: None, facts=FACTS, keep=9), *callbacks],
+        )
+        with pytest.raises(TrainingError) as caught:
+            trainer.train_from(None)
+    return caught.value
+
+
+def _complete(folder: Path) -> list[str]:
+    return sorted(marker.parent.name for marker in (folder / "checkpoints").glob("checkpoint-*/complete"))
+
+
+def test_numbers_that_blow_up_are_noticed_at_their_step_and_never_saved(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path
+) -> None:
+    error = _train(make_spec, models_root, tmp_path, learning_rate=1e30, max_grad_norm=0.0, save_steps=1)
+
+    assert error.code == "loss-not-finite"
+    assert "at step 2 " in error.message
+    assert "The last checkpoint is the one of step 1" in error.message
+    assert _complete(tmp_path) == ["checkpoint-1"]
+
+
+class _LoseTheAdapter(TrainerCallback):
+    """After the second step both factors of every adapter are zero, so neither gets a gradient."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # the trainer's
+        if state.global_step == 2:
+            for name, parameter in kwargs["model"].named_parameters():
+                if "lora_" in name:
+                    parameter.data.zero_()
+
+
+def test_a_gradient_that_is_lost_on_the_way_ends_the_run_with_a_checkpoint(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path
+) -> None:
+    # Adam would move the factors from zero by its memory of former gradients; this optimizer has none.
+    error = _train(make_spec, models_root, tmp_path, _LoseTheAdapter(), learning_rate=1e-30)
+
+    assert error.code == "no-gradient"
+    assert "at step 5 " in error.message
+    assert _complete(tmp_path) == ["checkpoint-5"]
+
+
+def _look(watchdog: Watchdog, step: int, loss: float, grad_norm: float = 1.0) -> None:
+    watchdog.look(step, torch.tensor(loss), torch.tensor(grad_norm), fp16=False, wait=False)
+
+
+def test_a_loss_of_exactly_zero_from_the_start_ends_the_run() -> None:
+    with pytest.raises(TrainingError) as caught:
+        _look(Watchdog(Training()), 1, 0.0)
+
+    assert caught.value.code == "loss-zero"
+
+
+def test_a_loss_that_becomes_zero_and_stays_so_ends_the_run_after_a_checkpoint() -> None:
+    watchdog = Watchdog(Training())
+    findings = []
+    for step, loss in enumerate([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0], start=1):
+        _look(watchdog, step, loss)
+        findings.append(watchdog.finding and watchdog.finding.code)
+
+    assert findings == [None] * 6 + ["loss-zero"]
+
+
+def test_a_loss_that_runs_away_ends_the_run() -> None:
+    watchdog = Watchdog(Training())
+    for step, loss in enumerate([3.0] * WINDOW + [1.0] * WINDOW + [4.2] * 12, start=1):
+        _look(watchdog, step, loss)
+
+    with pytest.raises(TrainingError) as caught:
+        _look(watchdog, 2 * WINDOW + 13, 4.2)  # the mean of 20 is above 3 from here on
+
+    assert caught.value.code == "diverged"
+    assert "No checkpoint had been written" in caught.value.message
+
+
+def test_a_loss_that_rises_a_little_does_not_end_the_run() -> None:
+    watchdog = Watchdog(Training())
+    for step, loss in enumerate([3.0] * WINDOW + [1.0] * WINDOW + [2.9] * WINDOW, start=1):
+        _look(watchdog, step, loss)
+
+    assert watchdog.finding is None
+
+
+def test_the_watch_for_a_rising_loss_can_be_turned_off() -> None:
+    watchdog = Watchdog(Training(max_loss_rise=0.0))
+    for step, loss in enumerate([1.0] * WINDOW + [99.0] * WINDOW, start=1):
+        _look(watchdog, step, loss)
+
+    assert watchdog.finding is None
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("hangs_in", "message"),
+    [("python", "Training has not moved for 3 s after step 0"), ("native", "inside native code")],
+)
+def test_a_step_that_never_ends_is_ended_with_the_stacks_of_all_threads(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path, hangs_in: str, message: str
+) -> None:
+    spec = make_spec(
+        tmp_path / "p",
+        [{"prompt": "a", "completion": "b"}] * 4,
+        training={"step_timeout_s": 3.0, "max_steps": 2},
+        quantization={"ladder": ["none"]},
+        evaluation={"held_out_percentage": 0.0},
+    )
+    run_dir = tmp_path / "attempt-1"
+    run_dir.mkdir()
+    (run_dir / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+    folders = {"QLORA_MODELS_ROOT": str(models_root), "QLORA_PROJECTS_DIR": str(tmp_path / "p")}
+    environ = dict(os.environ) | folders | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, str(SCRIPT), hangs_in, str(run_dir), "--events-fd", str(EVENTS_FD)]
+
+    with Child(command, run_dir, environ=environ) as child:
+        for _ in child.events():
+            pass
+        end = child.end()
+
+    assert isinstance(end, RunFailed)
+    assert end.code == "stalled"
+    assert message in end.message
+    log = (run_dir / "train.log").read_text(encoding="utf-8")
+    assert "most recent call first" in log
+    assert "hanging_child.py" in log

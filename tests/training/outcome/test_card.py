@@ -1,0 +1,44 @@
+"""Parts of the card that a small run does not show."""
+
+from __future__ import annotations
+
+from runner.reports import Resolved
+from runner.spec import Evaluation
+from runner.training.outcome.card import _asking, _settings
+
+
+def test_settings_that_somebody_decided_are_a_table_and_the_defaults_a_sentence() -> None:
+    shown = _settings(
+        [
+            Resolved(name="r", value="8", origin="override"),
+            Resolved(name="lora_alpha", value="32", origin="default"),
+            Resolved(name="max_steps", value="6", origin="project"),
+            Resolved(name="bias", value="none", origin="default"),
+            Resolved(name="device", value="cpu", origin="host"),
+        ]
+    )
+
+    assert shown.splitlines() == [
+        "## Settings",
+        "",
+        "| setting | value | decided by |",
+        "| --- | --- | --- |",
+        "| r | 8 | override at the start |",
+        "| max\\_steps | 6 | project file |",
+        "| device | cpu | this host |",
+        "",
+        "At their defaults: lora\\_alpha 32, bias none.",
+    ]
+
+
+def test_an_adapter_trained_on_conversations_is_asked_as_a_user_through_its_template() -> None:
+    evaluation = Evaluation(prompts=('Say "hi"',))
+
+    assert _asking(evaluation, as_chat=True).splitlines()[:3] == [
+        'prompt = "Say \\"hi\\""',
+        (
+            'text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, '
+            "add_generation_prompt=True)"
+        ),
+        'inputs = tokenizer(text, add_special_tokens=False, return_token_type_ids=False, return_tensors="pt")',
+    ]
