@@ -12,6 +12,7 @@ from bot.local.parts import PARTS
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", "projects/README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("source", ["runner/settings.py", "bot/settings.py"])
@@ -30,6 +31,37 @@ def test_every_module_is_in_the_architecture_page() -> None:
     page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     modules = [*(REPOSITORY / "runner").glob("*.py"), *(REPOSITORY / "runner" / "training").glob("*.py")]
     assert {path.stem for path in modules if not path.stem.startswith("__") and f"`{path.stem}`" not in page} == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_module_and_target_that_a_page_names_is_there(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    files = set(re.findall(r"(?<![\w/])(?:\.ci|bot|docs|runner|tests)/[\w./-]*\w", text))
+    files |= {f"docs/{name}" for name in re.findall(r"\]\((\w+\.md)\)", text) if page.startswith("docs/")}
+    assert {name for name in files if not (REPOSITORY / name).exists()} == set()
+    modules = {
+        REPOSITORY / name.replace(".", "/") for name in re.findall(r"python -m ((?:bot|runner|tests)[\w.]*)", text)
+    }
+    assert {
+        one for one in modules if not one.with_suffix(".py").is_file() and not (one / "__main__.py").is_file()
+    } == set()
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    makefile = makefile.replace("$(VENV)", ".venv").replace("$(EXPECTED)", ".venv-expected")
+    targets = set(re.findall(r"^([\w./-]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([\w./-]+)", text, re.MULTILINE)) - targets == set()
+
+
+def test_every_change_is_tested_on_both_stacks() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    checked = re.findall(r"^make (\S+)$", (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert checked == ["lint", "test", "test-expected"]
+    rules = dict(re.findall(r"^(\S+): (.*\n(?:\t.*\n?)+)", makefile, re.MULTILINE))
+    for target, environment, stack in (
+        ("test", "VENV", "current"),
+        ("test-expected", "EXPECTED", "expected-2024-12-30"),
+    ):
+        assert rules[target].startswith(f"$({environment})/installed")
+        assert f"-c $(STACKS)/{stack}.txt" in rules[f"$({environment})/installed"]
 
 
 def test_the_procfile_names_the_parts_that_run_on_one_machine() -> None:

@@ -1,9 +1,11 @@
+import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -188,6 +190,27 @@ def test_where_one_package_does_not_mend_it_the_whole_stack_is_named(installed: 
         require_working_stack()
     pins = load_stacks()["expected-2024-12-30"]
     assert (raised.value.hint or "").endswith(" ".join(f"{name}=={pins[name]}" for name in PACKAGES))
+
+
+@pytest.mark.parametrize("command", ["worker --pool gpu", "train demo"])
+def test_a_host_that_cannot_train_starts_nothing_and_is_told_what_to_install(tmp_path: Path, command: str) -> None:
+    # Found first, it hides the peft that is really installed.
+    (tmp_path / "peft-0.17.1.dist-info").mkdir()
+    (tmp_path / "peft-0.17.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.17.1\n")
+    redis = {"REDIS_URL": "redis://127.0.0.1:1/0", "QLORA_STATE_DIR": str(tmp_path / "state")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "runner", *command.split()],
+        env=os.environ | redis | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = ended.stderr + ended.stdout
+    assert ended.returncode == 1
+    assert f"transformers {installed_versions()['transformers']} and peft 0.17.1 cannot work together." in told
+    assert f"{sys.executable} -m pip install peft=={load_stacks()['current']['peft']}" in told
+    assert "Redis" not in told
+    assert not (tmp_path / "state").exists()
 
 
 def _change(installed: dict[str, str], change: dict[str, str | None]) -> None:

@@ -1,6 +1,7 @@
 """The whole way through the libraries, with a dict assigned at every station, for each architecture."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "olmo2": GROUPED,
 }
 TOKENS = torch.tensor([[3, 5, 9, 11]])
+PAGE = (Path(__file__).parents[3] / "docs" / "MODEL_TYPES.md").read_text(encoding="utf-8")
 
 
 def random_model(model_type: str) -> Any:
@@ -165,6 +167,12 @@ def train(model: Any, folder: Path) -> Trainer:
     trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[Logging()])
     trainer.train()
     return trainer
+
+
+def test_the_page_names_the_architectures_that_are_proven() -> None:
+    (proven,) = re.findall(r"The config guard is proven on (.*?) \(", PAGE, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", proven)) == set(ARCHITECTURES)
+    assert len(ARCHITECTURES) >= 12
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
