@@ -349,6 +349,8 @@ class JobRequeued(Event):
     kind: Literal["job_requeued"] = "job_requeued"
     reason: Literal["host-lost", "worker-stopped"]
     host: str
+    phase: Phase | None = None
+    """Where the attempt stood, None before it had told of any phase."""
 
 
 class StopRequested(Event):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from runner.reports import Record, RunSummary
+from runner.reports import Phase, Record, RunSummary
 from runner.spec import RunSpec
 
 Priority = Literal["low", "normal", "high"]
@@ -32,14 +32,15 @@ class JobState(StrEnum):
     claim or a stop. A crash of anything leaves it queued; a lost ticket is issued again."""
     RUNNING = "running"
     """An attempt holds its lease. In: claim. Out: the attempt's end, a stop, or the lease running out, after which the
-    reconciler queues it again."""
+    reconciler queues it again; or fails it, when the job has lost `POISON_LOSSES` hosts in one place or
+    `MOST_LOSSES` in all."""
     STOPPING = "stopping"
     """Somebody asked the running attempt to stop; its child writes a checkpoint and ends. If its host is lost first,
     the reconciler ends the job as cancelled."""
     SUCCEEDED = "succeeded"
     """The verified adapter is published. Final."""
     FAILED = "failed"
-    """Ended by an error that a retry would meet again. Final."""
+    """Ended by an error that a retry would meet again. In: the attempt's end, or the reconciler, see above. Final."""
     CANCELLED = "cancelled"
     """Ended because somebody asked. Final."""
 
@@ -58,6 +59,26 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 FINAL_STATES = frozenset(state for state, following in TRANSITIONS.items() if not following)
 ACTIVE_STATES = frozenset({JobState.RUNNING, JobState.STOPPING})
+
+
+POISON_LOSSES = 2
+"""A job fails when it has lost so many hosts in the same phase without a newer checkpoint in between."""
+MOST_LOSSES = 20
+"""Lost hosts cost a job nothing, up to here: whatever the phases were, it would go round for ever."""
+
+
+class LostHost(Record):
+    """An attempt whose lease ran out: its host died, was preempted or lost its network."""
+
+    host: str
+    phase: Phase | None = None
+    """Where the attempt stood, None before it had told of any phase."""
+    step: int = 0
+    """Optimizer steps of the job's newest checkpoint then, 0 without one. The same step twice is no progress."""
+    token: int
+    """The attempt's fencing token."""
+    returned: bool = False
+    """The worker has been heard of since, so that it was the network that was lost: nothing of the job's doing."""
 
 
 class JobRecord(Record):
@@ -85,6 +106,13 @@ class JobRecord(Record):
     """When the first attempt was claimed."""
     finished_at: AwareDatetime | None = None
     stop_requested_by: str | None = None
+    phase: Phase | None = None
+    """Where the current or last attempt stands, None before it has told of any."""
+    checkpoint: str | None = None
+    """The newest complete checkpoint, on the host that wrote it."""
+    checkpoint_step: int | None = None
+    lost_hosts: tuple[LostHost, ...] = ()
+    """Every attempt whose host was lost, oldest first."""
     summary: RunSummary | None = None
     adapter_path: str | None = None
     """The published adapter, on `host`."""

@@ -26,10 +26,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 from uuid import uuid4
-
-import redis
 
 from runner.errors import JobError, UnavailableError
 from runner.events import (
@@ -39,16 +37,17 @@ from runner.events import (
     JobClaimed,
     JobFailed,
     JobQueued,
-    JobRequeued,
     JobSucceeded,
     StopRequested,
 )
 from runner.jobs import JobRecord, JobState, Priority, WorkerInfo, new_job_id
 from runner.redis_client import build_client, redis_at_hand
 from runner.spec import RunSpec
-from runner.store_reading import StoreReader
-from runner.store_records import SCHEMA_VERSION, as_fields, origin_fields, outcome_fields, read_job
-from runner.store_scripts import StoreScripts
+from runner.store_records import SCHEMA_VERSION, as_fields, origin_fields, outcome_fields, progress_fields, read_job
+from runner.store_scripts import IllegalMoveError, legal
+from runner.store_upkeep import StoreUpkeep, events_of_giving_back
+
+__all__ = ["Claim", "IllegalMoveError", "LostLease", "Renewal", "Store"]
 
 _RANKS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
 _ENDS: dict[type[FinalEvent], JobState] = {
@@ -60,10 +59,6 @@ _ENDS: dict[type[FinalEvent], JobState] = {
 
 class LostLease(Exception):  # noqa: N818 - nobody's error: another attempt holds the job, or it is over
     """This attempt no longer holds its job: stop the child, publish nothing."""
-
-
-class IllegalMoveError(RuntimeError):
-    """A move that `runner.jobs.TRANSITIONS` does not know: a bug in the caller, refused without a trace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +81,7 @@ class Renewal:
     """Who asked this attempt to stop, None while nobody did."""
 
 
-class Store(StoreReader):
+class Store(StoreUpkeep):
     """What every process knows of the jobs. Safe to share between threads.
 
     Every method raises UnavailableError when Redis does not answer after the client's retries.
@@ -96,11 +91,6 @@ class Store(StoreReader):
         lease_s: Seconds that a claim, a renewal and a worker's announcement hold.
         prefix: What every key begins with, without the colon.
     """
-
-    def __init__(self, client: redis.Redis, *, lease_s: float = 120.0, prefix: str = "qlora") -> None:
-        super().__init__(client, prefix)
-        self.lease_s = lease_s
-        self._scripts = StoreScripts(client, prefix)
 
     @classmethod
     def connect(cls, url: str, *, lease_s: float = 120.0) -> Self:
@@ -194,7 +184,7 @@ class Store(StoreReader):
             raise self._not_found(job_id)
         if status == "finished":
             raise JobError(f"Job {job_id} is over: it has {_PAST[answer]}.", code="job-finished")
-        return read_job(_legal(status, answer))
+        return read_job(legal(status, answer))
 
     # --- what an attempt does ------------------------------------------------------------------------------------
 
@@ -219,7 +209,7 @@ class Store(StoreReader):
         )
         if status == "none":
             return None
-        return Claim(read_job(_legal(status, answer)), int(as_fields(answer)["token"]))
+        return Claim(read_job(legal(status, answer)), int(as_fields(answer)["token"]))
 
     def renew(self, claim: Claim) -> Renewal:
         """Hold the job for another `lease_s`, and learn whether somebody wants it to stop."""
@@ -234,7 +224,12 @@ class Store(StoreReader):
         """
         text = event.model_dump_json()
         status, _ = self._run(
-            "append", write=_write_id(claim, text), job=claim.job.id, token=str(claim.token), event=text
+            "append",
+            write=_write_id(claim, text),
+            job=claim.job.id,
+            token=str(claim.token),
+            fields=progress_fields(event),
+            event=text,
         )
         if status == "lost":
             raise _lost(claim)
@@ -258,83 +253,24 @@ class Store(StoreReader):
         )
         if status == "lost":
             raise _lost(claim)
-        return read_job(_legal(status, answer))
+        return read_job(legal(status, answer))
 
-    def requeue(self, claim: Claim, reason: Literal["host-lost", "worker-stopped"]) -> JobRecord:
+    def requeue(self, claim: Claim) -> JobRecord:
         """Give the job back to its old place in the queue; one that is stopping becomes cancelled instead.
 
         Raises:
             LostLease: The job is no longer this attempt's.
         """
-        status, answer = self._requeue(
-            claim.job.id, write=_write_id(claim, "requeue"), reason=reason, token=str(claim.token)
+        status, answer = self._run(
+            "requeue",
+            write=_write_id(claim, "requeue"),
+            job=claim.job.id,
+            token=str(claim.token),
+            **events_of_giving_back("worker-stopped"),
         )
         if status == "lost":
             raise _lost(claim)
-        return read_job(_legal(status, answer))
-
-    def expire_leases(self) -> list[JobRecord]:
-        """Queue again every job whose lease has run out; those that were stopping become cancelled.
-
-        Returns:
-            The jobs that moved in this call; empty for all but one of several callers at once.
-        """
-        with redis_at_hand():
-            seconds, microseconds = self.client.time()
-            late: Any = self.client.zrangebyscore(self._key("leases"), "-inf", seconds * 1_000_000 + microseconds)
-        moved = []
-        for job_id in late:
-            status, answer = self._requeue(job_id, write=uuid4().hex, reason="host-lost")
-            if status != "lost":
-                moved.append(read_job(_legal(status, answer)))
-        return moved
-
-    def settled_s(self) -> float:
-        """Seconds for which Redis has been at hand: small after a restart, a failover, or an outage for everybody.
-
-        Every reconciler asks, several times a lease, so two thirds of a lease without a question mean that none of them
-        reached it. Then no attempt could renew its lease either.
-        """
-        with redis_at_hand():
-            info: Any = self.client.info("server")
-        _, seconds = self._run("settled", run=info["run_id"], pause_us=self._lease_us * 2 // 3)
-        return float(seconds)
-
-    # --- what a worker does ---------------------------------------------------------------------------------------
-
-    def announce(self, worker: WorkerInfo) -> None:
-        """Say that a worker lives; holds for `lease_s`."""
-        with redis_at_hand():
-            self.client.set(
-                self._key("worker", worker.name), worker.model_dump_json(), px=max(1, int(self.lease_s * 1000))
-            )
-            self.client.sadd(self._key("workers"), worker.name)
-
-    def withdraw(self, name: str) -> None:
-        """Take a worker off the list."""
-        with redis_at_hand():
-            self.client.delete(self._key("worker", name))
-            self.client.srem(self._key("workers"), name)
-
-    # --- inside --------------------------------------------------------------------------------------------------
-
-    @property
-    def _lease_us(self) -> int:
-        return int(self.lease_s * 1_000_000)
-
-    def _run(self, step: str, **arguments: Any) -> tuple[str, Any]:
-        with redis_at_hand():
-            return self._scripts.run(step, **arguments)
-
-    def _requeue(self, job_id: str, *, reason: Literal["host-lost", "worker-stopped"], **more: str) -> tuple[str, Any]:
-        # The step itself fills in the host, who asked for the stop, and the last checkpoint.
-        return self._run(
-            "requeue",
-            job=job_id,
-            requeued=JobRequeued(reason=reason, host="").model_dump_json(),
-            cancelled=JobCancelled(by="").model_dump_json(),
-            **more,
-        )
+        return read_job(legal(status, answer))
 
 
 _PAST = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}
@@ -343,12 +279,6 @@ _PAST = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancel
 def _write_id(claim: Claim, text: str) -> str:
     """The same write of the same attempt has the same id, in whatever call it comes."""
     return hashlib.sha256(f"{claim.token} {text}".encode()).hexdigest()[:32]
-
-
-def _legal(status: str, answer: Any) -> Any:
-    if status == "illegal":
-        raise IllegalMoveError(f"A job that is {answer} cannot move there; see runner.jobs.TRANSITIONS.")
-    return answer
 
 
 def _lost(claim: Claim) -> LostLease:

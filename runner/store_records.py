@@ -1,7 +1,7 @@
 """A job's record as the fields of a Redis hash, and back. Pure.
 
-Plain fields keep their name; `spec` and `summary` are JSON; moments are µs since 1970; each key of the origin is a
-field of its own (`origin.<key>`), so that one can be added without reading the others.
+Plain fields keep their name; `spec`, `summary` and `lost_hosts` are JSON; moments are µs since 1970; each key of the
+origin is a field of its own (`origin.<key>`), so that one can be added without reading the others.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from runner.errors import UnavailableError
-from runner.events import FinalEvent, JobCancelled, JobFailed, JobSucceeded
-from runner.jobs import JobRecord
+from runner.events import CheckpointSaved, ChildEvent, FinalEvent, JobCancelled, JobFailed, JobSucceeded, PhaseStarted
+from runner.jobs import JobRecord, LostHost
 from runner.reports import RunSummary
 from runner.spec import RunSpec
 
@@ -20,6 +22,7 @@ SCHEMA_VERSION = 1
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_LOST_HOSTS = TypeAdapter(tuple[LostHost, ...])
 
 
 def as_fields(reply: Any) -> dict[str, str]:
@@ -35,6 +38,17 @@ def microseconds(moment: datetime) -> int:
 def origin_fields(origin: dict[str, str]) -> dict[str, str]:
     """Where to report, one field a key."""
     return {f"origin.{name}": value for name, value in origin.items()}
+
+
+def progress_fields(event: ChildEvent) -> dict[str, str]:
+    """What an event of a running attempt says about where the job stands."""
+    match event:
+        case PhaseStarted(phase=phase):
+            return {"phase": phase}
+        case CheckpointSaved(step=step, path=path):
+            return {"checkpoint": path, "checkpoint_step": str(step)}
+        case _:
+            return {}
 
 
 def outcome_fields(event: FinalEvent) -> dict[str, str]:
@@ -64,6 +78,8 @@ def read_job(reply: Any) -> JobRecord:
     record["origin"] = {name.removeprefix("origin."): fields[name] for name in fields if name.startswith("origin.")}
     if "summary" in fields:
         record["summary"] = RunSummary.model_validate_json(fields["summary"])
+    if "lost_hosts" in fields:
+        record["lost_hosts"] = _LOST_HOSTS.validate_json(fields["lost_hosts"])
     for name in ("submitted_at", "started_at", "finished_at"):
         if name in fields:
             record[name] = _EPOCH + int(fields[name]) * _MICROSECOND

@@ -10,8 +10,23 @@ import redis
 
 from runner.jobs import TRANSITIONS
 
-_NAMES = ("submit", "claim", "renew", "append", "finish", "requeue", "stop", "settled")
+_NAMES = ("submit", "claim", "renew", "append", "finish", "requeue", "expire", "stop", "settled")
 _TRANSITIONS = {state: dict.fromkeys(following, True) for state, following in TRANSITIONS.items()}
+
+
+class IllegalMoveError(RuntimeError):
+    """A move that `runner.jobs.TRANSITIONS` does not know: a bug in the caller, refused without a trace."""
+
+
+def legal(status: str, answer: Any) -> Any:
+    """A step's answer, where it has moved the job.
+
+    Raises:
+        IllegalMoveError: It has not, because there is no such move.
+    """
+    if status == "illegal":
+        raise IllegalMoveError(f"A job that is {answer} cannot move there; see runner.jobs.TRANSITIONS.")
+    return answer
 
 
 class StoreScripts:

@@ -134,7 +134,7 @@ class _Attempt:
         return isinstance(end, RunInterrupted) and self._link.stop_requested_by is None
 
     def _requeue(self) -> AttemptEnd:
-        job = self._link.insist(lambda: self._store.requeue(self._claim, "worker-stopped"), give_up=self._out_of_time)
+        job = self._link.insist(lambda: self._store.requeue(self._claim), give_up=self._out_of_time)
         # Somebody asked for a stop in the very last moment.
         return AttemptEnd.CANCELLED if job.state is JobState.CANCELLED else AttemptEnd.REQUEUED
 

@@ -137,8 +137,9 @@ def _claimed(event: JobClaimed) -> Message:
 
 
 def _requeued(event: JobRequeued, story: Story) -> Message:
+    where = f" in phase {event.phase}" if event.phase is not None else ""
     happened = {
-        "host-lost": f"⚠️ The worker on host {code(event.host)} was lost.",
+        "host-lost": f"⚠️ The worker on host {code(event.host)} was lost{where}.",
         "worker-stopped": f"The worker on host {code(event.host)} was stopped.",
     }[event.reason]
     if story.checkpoint_step:

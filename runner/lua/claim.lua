@@ -22,6 +22,7 @@ local token = whole(math.max(now, tonumber(redis.call("HGET", key("counters"), "
 redis.call("HSET", key("counters"), "token", token)
 local attempt = redis.call("HINCRBY", job_key(job), "attempt", 1)
 redis.call("HSET", job_key(job), "host", args.host, "worker", args.worker, "token", token, "claim", args.write)
+redis.call("HDEL", job_key(job), "phase")
 redis.call("HSETNX", job_key(job), "started_at", whole(now))
 redis.call("ZADD", key("leases"), whole(now + args.lease_us), job)
 redis.call("SET", claimed, job, "EX", 3600)

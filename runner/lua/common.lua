@@ -30,6 +30,12 @@ local function field(job, name)
     return redis.call("HGET", job_key(job), name)
 end
 
+local function set_fields(job, fields)
+    for name, value in pairs(fields) do
+        redis.call("HSET", job_key(job), name, value)
+    end
+end
+
 local function record(job)
     return { "ok", redis.call("HGETALL", job_key(job)) }
 end
@@ -42,6 +48,10 @@ local function remember(job)
     local writes = key("job", job, "writes")
     redis.call("LPUSH", writes, args.write)
     redis.call("LTRIM", writes, 0, REMEMBERED_WRITES - 1)
+end
+
+local function lost_hosts(job)
+    return cjson.decode(field(job, "lost_hosts") or "[]")
 end
 
 local function owns(job, token)
@@ -92,4 +102,24 @@ local function move(job, to, event)
     end
     enter(job, to)
     add_event(job, event)
+end
+
+-- Back to the queue with an attempt, or to its end where somebody has asked for that. Uses args.write, args.requeued and
+-- args.cancelled; answers nothing, or "illegal" and the state.
+local function give_back(job)
+    local to, event = "queued", cjson.decode(args.requeued)
+    event.host = field(job, "host")
+    event.phase = field(job, "phase") or cjson.null
+    if field(job, "state") == "stopping" then
+        to, event = "cancelled", cjson.decode(args.cancelled)
+        event.by = field(job, "stop_requested_by")
+        -- Nobody is there any more who could look for checkpoints; the record knows the last one.
+        event.step = tonumber(field(job, "checkpoint_step") or nil)
+        event.checkpoint = field(job, "checkpoint") or nil
+    end
+    if not may_move(job, to) then
+        return "illegal", field(job, "state")
+    end
+    remember(job)
+    move(job, to, cjson.encode(event))
 end

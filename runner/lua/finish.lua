@@ -9,8 +9,6 @@ if not may_move(args.job, args.state) then
     return { "illegal", field(args.job, "state") }
 end
 remember(args.job)
-for name, value in pairs(args.fields) do
-    redis.call("HSET", job_key(args.job), name, value)
-end
+set_fields(args.job, args.fields)
 move(args.job, args.state, args.event)
 return record(args.job)

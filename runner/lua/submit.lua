@@ -9,9 +9,7 @@ if redis.call("EXISTS", job_key(args.job)) == 1 then
 end
 
 local number = redis.call("HINCRBY", key("counters"), "number", 1)
-for name, value in pairs(args.fields) do
-    redis.call("HSET", job_key(args.job), name, value)
-end
+set_fields(args.job, args.fields)
 redis.call(
     "HSET", job_key(args.job),
     "number", whole(number),

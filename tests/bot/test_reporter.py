@@ -336,7 +336,7 @@ def test_a_second_attempt_continues_in_the_same_progress_message(
 ) -> None:
     for event in good_run[:17]:
         stage.store.append(claim, event)
-    stage.store.requeue(claim, "host-lost")
+    stage.store.requeue(claim)
     second = stage.store.claim("cpu", worker_info)
     assert second is not None
     with stage.reporting():
@@ -354,7 +354,7 @@ def test_a_second_attempt_continues_in_the_same_progress_message(
         "*Data*",
         "*Before training*",
         "*Training*",
-        "⚠️ The worker on host `gpu-1` was lost",
+        "The worker on host `gpu-1` was stopped",
         "Claimed on host",
         "*After training*",
         "*Adapter verified*",

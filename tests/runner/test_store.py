@@ -177,7 +177,7 @@ def test_a_job_on_its_way_between_two_states_is_seen_once(
         while not seen_enough.is_set():
             claim = own.claim(some_worker.pool, some_worker)
             assert claim is not None
-            own.requeue(claim, "worker-stopped")
+            own.requeue(claim)
         own.close()
 
     thread = threading.Thread(target=move, daemon=True)

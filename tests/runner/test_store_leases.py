@@ -91,7 +91,7 @@ def test_a_claim_that_is_asked_for_again_after_its_lease_finds_nothing(
 def test_every_attempt_has_a_greater_token(store: Store, submit_job: Submit, some_worker: WorkerInfo) -> None:
     submit_job()
     first = claim_by(store, some_worker)
-    store.requeue(first, "worker-stopped")
+    store.requeue(first)
 
     second = claim_by(store, some_worker)
 
@@ -119,7 +119,7 @@ def test_a_token_does_not_come_again_when_redis_forgets(
         ),
         pytest.param(lambda store, claim: store.finish(claim, JobFailed(code="c", message="m")), id="fail"),
         pytest.param(lambda store, claim: store.finish(claim, JobCancelled(by="U2")), id="cancel"),
-        pytest.param(lambda store, claim: store.requeue(claim, "worker-stopped"), id="requeue"),
+        pytest.param(lambda store, claim: store.requeue(claim), id="requeue"),
     ],
 )
 def test_an_attempt_that_lost_its_job_can_write_nothing(
@@ -166,7 +166,7 @@ def test_an_attempt_that_ended_its_job_holds_it_no_more(
 
     assert store.renew(claim).owned is False
     with pytest.raises(LostLease):
-        store.requeue(claim, "worker-stopped")
+        store.requeue(claim)
     with pytest.raises(LostLease):
         store.finish(claim, JobSucceeded(summary=SUMMARY, adapter_path="a"))
 
@@ -184,7 +184,7 @@ def test_giving_a_job_back_twice_gives_it_back_once(store: Store, submit_job: Su
     submit_job()
     claim = claim_by(store, some_worker)
 
-    assert store.requeue(claim, "worker-stopped") == store.requeue(claim, "worker-stopped")
+    assert store.requeue(claim) == store.requeue(claim)
     assert len(store.events(claim.job.id)) == 3
 
 
@@ -233,7 +233,7 @@ def test_a_renewal_between_finding_and_expiring_a_lease_saves_it(
     store.renew(claim)
 
     # The second half of `expire_leases`, for a lease that its first half found to have run out.
-    status, _ = store._requeue(claim.job.id, write="late", reason="host-lost")
+    status, _ = store._expire(claim.job.id)
 
     assert status == "lost"
     assert store.get(claim.job.id) == claim.job

@@ -110,7 +110,7 @@ def claim(store: Store, far_store: Store, submit_job: Submit, some_worker: Worke
         if end is None:
             far_store.request_stop(warm_up.job.id, "U1")
         else:
-            far_store.requeue(warm_up, "worker-stopped")
+            far_store.requeue(warm_up)
             again = far_store.claim(some_worker.pool, some_worker)
             assert again is not None
             far_store.finish(again, end)
@@ -185,7 +185,7 @@ def test_a_job_given_back_whose_reply_is_lost_is_given_back_once(
 ) -> None:
     line.lose_next_reply()
 
-    job = far_store.requeue(claim, "worker-stopped")
+    job = far_store.requeue(claim)
 
     assert line.lost == 1
     assert job.state is JobState.QUEUED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ Submit = Callable[..., JobRecord]
 SUMMARY = RunSummary(rung="4bit", steps=1, loss_first=1, loss_last=1, train_s=1, duration_s=1, guard_interceptions=0)
 
 MOVES: dict[JobState, Callable[[Store, Claim], JobRecord]] = {
-    JobState.QUEUED: lambda store, claim: store.requeue(claim, "worker-stopped"),
+    JobState.QUEUED: lambda store, claim: store.requeue(claim),
     JobState.SUCCEEDED: lambda store, claim: store.finish(claim, JobSucceeded(summary=SUMMARY, adapter_path="a")),
     JobState.FAILED: lambda store, claim: store.finish(claim, JobFailed(code="dataset", message="m")),
     JobState.CANCELLED: lambda store, claim: store.finish(claim, JobCancelled(by="U2")),
@@ -78,6 +79,53 @@ def test_no_attempt_may_make_any_other_move(store: Store, claim: Claim, old: Job
     assert everything(store) == before
 
 
+def lose(store: Store, claim: Claim, *, to: JobState) -> list[JobRecord]:
+    """Let the attempt's lease run out, where a former loss decides whether the job goes round or fails."""
+    former = {"host": "host-z", "step": 0, "token": "1", "returned": to is JobState.QUEUED}
+    store.client.hset(f"qlora:job:{claim.job.id}", "lost_hosts", json.dumps([former]))
+    store.client.zadd("qlora:leases", {claim.job.id: 1})
+    return store.expire_leases()
+
+
+RECONCILED = [(old, new) for old in JobState for new in (JobState.QUEUED, JobState.FAILED)]
+# A stopping job is over with its attempt, as above.
+RECONCILED_LEGAL = [(old, new) for old, new in RECONCILED if new in TRANSITIONS[old] and old is not JobState.STOPPING]
+RECONCILED_ILLEGAL = [pair for pair in RECONCILED if pair not in RECONCILED_LEGAL and pair[0] is not JobState.STOPPING]
+
+
+@pytest.mark.parametrize(("old", "new"), RECONCILED_LEGAL)
+def test_the_reconciler_may_make_the_moves_of_the_table(
+    store: Store, claim: Claim, old: JobState, new: JobState
+) -> None:
+    force(store, claim.job, old)
+
+    moved = lose(store, claim, to=new)
+
+    assert [job.state for job in moved] == [new]
+    assert store.jobs(states=[new]) == moved
+    assert len(store.events(claim.job.id)) == 3
+
+
+@pytest.mark.parametrize(("old", "new"), RECONCILED_ILLEGAL)
+def test_the_reconciler_may_make_no_other_move(store: Store, claim: Claim, old: JobState, new: JobState) -> None:
+    force(store, claim.job, old)
+
+    with pytest.raises(IllegalMoveError):
+        lose(store, claim, to=new)
+
+    assert store.get(claim.job.id).state is old
+    assert len(store.events(claim.job.id)) == 2
+
+
+@pytest.mark.parametrize("to", [JobState.QUEUED, JobState.FAILED])
+def test_a_stopping_job_whose_host_is_lost_becomes_cancelled_however_often_that_was(
+    store: Store, claim: Claim, to: JobState
+) -> None:
+    store.request_stop(claim.job.id, "U2")
+
+    assert [job.state for job in lose(store, claim, to=to)] == [JobState.CANCELLED]
+
+
 @pytest.mark.parametrize("old", [state for state in JobState if JobState.RUNNING not in TRANSITIONS[state]])
 def test_no_worker_may_claim_what_is_not_queued(
     store: Store, submit_job: Submit, some_worker: WorkerInfo, old: JobState
@@ -125,7 +173,7 @@ def test_a_stop_of_a_finished_job_is_refused(store: Store, submit_job: Submit, o
 def test_a_stopping_job_that_is_given_back_becomes_cancelled(store: Store, claim: Claim) -> None:
     store.request_stop(claim.job.id, "U2")
 
-    job = store.requeue(claim, "worker-stopped")
+    job = store.requeue(claim)
 
     assert job.state is JobState.CANCELLED
     last = store.events(job.id)[-1].event
@@ -143,7 +191,7 @@ def test_a_running_job_that_is_given_back_takes_its_old_place(
     assert claims[1].job.id == first.id
     third = submit_job()
 
-    given_back = store.requeue(claims[1], "worker-stopped")
+    given_back = store.requeue(claims[1])
 
     assert (given_back.submitted_at, given_back.priority) == (first.submitted_at, "normal")
     assert [job.id for job in store.queued(some_worker.pool)] == [first.id, second.id, third.id]

@@ -189,6 +189,30 @@ def test_a_worker_shows_what_it_works_on(
     assert workers.store.workers() == []
 
 
+def test_a_job_that_kills_its_workers_is_given_up_after_the_second(
+    hasty_workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    script = child_script(
+        "emit('phase_started', phase='model')\n"
+        "while not (RUN_DIR / 'die').exists():\n"
+        "    time.sleep(0.02)\n"
+        "os.kill(os.getppid(), signal.SIGKILL)"
+    )
+    job_id = hasty_workers.submit(run_spec)
+    for attempt in (1, 2):
+        worker = hasty_workers.start(script)
+        eventually(lambda told=attempt: hasty_workers.kinds(job_id).count("phase_started") == told)
+        (hasty_workers.folder / "outputs" / "demo" / job_id / f"attempt-{attempt}" / "die").touch()
+        assert worker.wait(20) == -signal.SIGKILL
+
+    hasty_workers.start(script)
+
+    eventually(lambda: hasty_workers.state(job_id) is JobState.FAILED)
+    job = hasty_workers.store.get(job_id)
+    assert (job.error_code, job.attempt) == ("poison-job", 2)
+    assert [(lost.host, lost.phase) for lost in job.lost_hosts] == [("host-1", "model"), ("host-2", "model")]
+
+
 def test_a_worker_told_to_stop_gives_its_job_to_another_one(
     workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
 ) -> None:

@@ -37,7 +37,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
-from runner.reports import BestStep, ExactMatch, FailedRung, Sample, ShareReport, TraitLoss, UnquantizedPart
+from runner.reports import BestStep, ExactMatch, FailedRung, Phase, Sample, ShareReport, TraitLoss, UnquantizedPart
 from runner.spec import RunSpec
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -381,11 +381,11 @@ def test_a_cancelled_job_tells_who_when_and_what_is_left(render: Render) -> None
 
 
 def test_a_lost_host_is_told_once_with_the_step_it_resumes_from(render: Render) -> None:
-    requeued = JobRequeued(reason="host-lost", host="gpu-1")
+    requeued = JobRequeued(reason="host-lost", host="gpu-1", phase=Phase.TRAINING)
     saved = CheckpointSaved(step=80, path="/runs/checkpoint-80")
     assert render([CLAIMED, saved, requeued])[-1].text == (
-        "⚠️ The worker on host `gpu-1` was lost. The job is back in the queue and resumes from the checkpoint "
-        "of step 80 once a worker claims it."
+        "⚠️ The worker on host `gpu-1` was lost in phase training. The job is back in the queue and resumes from the "
+        "checkpoint of step 80 once a worker claims it."
     )
     assert render([CLAIMED, JobRequeued(reason="worker-stopped", host="gpu-1")])[-1].text == (
         "The worker on host `gpu-1` was stopped. The job is back in the queue and starts again, "

@@ -1,0 +1,119 @@
+"""What workers and reconcilers do to keep the jobs going; `runner.store.Store` adds requests and attempts to it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from uuid import uuid4
+
+import redis
+
+from runner.events import JobCancelled, JobFailed, JobRequeued
+from runner.jobs import MOST_LOSSES, POISON_LOSSES, JobRecord, WorkerInfo
+from runner.redis_client import redis_at_hand
+from runner.store_reading import StoreReader
+from runner.store_records import read_job
+from runner.store_scripts import StoreScripts, legal
+
+# The step that calls an attempt dead fills in what stands in braces.
+_POISONED = {
+    "code": "poison-job",
+    "message": "Its worker was lost {count} times {phase}, without a newer checkpoint in between: on {hosts}.",
+    "hint": "Look on these hosts for the kernel's out-of-memory killer (dmesg -T) and for errors of the GPU, and at "
+    "the end of the last attempt's train.log. Then start a new job, one that takes less memory if that was it.",
+}
+_EXHAUSTED = {
+    "code": "too-many-lost-hosts",
+    "message": "Its worker was lost {count} times: on {hosts}.",
+    "hint": "Find out why these hosts go away. The checkpoints stay where they are.",
+}
+
+
+def events_of_giving_back(reason: Literal["host-lost", "worker-stopped"]) -> dict[str, str]:
+    """The two events of which a job that is given back gets one; the step fills in what only it knows."""
+    return {
+        "requeued": JobRequeued(reason=reason, host="").model_dump_json(),
+        "cancelled": JobCancelled(by="").model_dump_json(),
+    }
+
+
+class StoreUpkeep(StoreReader):
+    """Leases that run out, and workers that come and go.
+
+    Args:
+        client: Built with `decode_responses=True`; close it with `close`.
+        lease_s: Seconds that a claim, a renewal and a worker's announcement hold.
+        prefix: What every key begins with, without the colon.
+    """
+
+    def __init__(self, client: redis.Redis, *, lease_s: float = 120.0, prefix: str = "qlora") -> None:
+        super().__init__(client, prefix)
+        self.lease_s = lease_s
+        self._scripts = StoreScripts(client, prefix)
+
+    def expire_leases(self) -> list[JobRecord]:
+        """Queue again every job whose lease has run out; those that were stopping become cancelled.
+
+        A job fails instead with `poison-job` when that was its second host in the same phase without a newer checkpoint
+        in between, and with `too-many-lost-hosts` after `runner.jobs.MOST_LOSSES` in all.
+
+        Returns:
+            The jobs that moved in this call; empty for all but one of several callers at once.
+        """
+        with redis_at_hand():
+            seconds, microseconds = self.client.time()
+            late: Any = self.client.zrangebyscore(self._key("leases"), "-inf", seconds * 1_000_000 + microseconds)
+        moved = []
+        for job_id in late:
+            status, answer = self._expire(job_id)
+            if status != "lost":
+                moved.append(read_job(legal(status, answer)))
+        return moved
+
+    def settled_s(self) -> float:
+        """Seconds for which Redis has been at hand: small after a restart, a failover, or an outage for everybody.
+
+        Every reconciler asks, several times a lease, so two thirds of a lease without a question mean that none of them
+        reached it. Then no attempt could renew its lease either.
+        """
+        with redis_at_hand():
+            info: Any = self.client.info("server")
+        _, seconds = self._run("settled", run=info["run_id"], pause_us=self._lease_us * 2 // 3)
+        return float(seconds)
+
+    # --- what a worker does ---------------------------------------------------------------------------------------
+
+    def announce(self, worker: WorkerInfo) -> None:
+        """Say that a worker lives; holds for `lease_s`."""
+        with redis_at_hand():
+            self.client.set(
+                self._key("worker", worker.name), worker.model_dump_json(), px=max(1, int(self.lease_s * 1000))
+            )
+            self.client.sadd(self._key("workers"), worker.name)
+
+    def withdraw(self, name: str) -> None:
+        """Take a worker off the list."""
+        with redis_at_hand():
+            self.client.delete(self._key("worker", name))
+            self.client.srem(self._key("workers"), name)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def _lease_us(self) -> int:
+        return int(self.lease_s * 1_000_000)
+
+    def _run(self, step: str, **arguments: Any) -> tuple[str, Any]:
+        with redis_at_hand():
+            return self._scripts.run(step, **arguments)
+
+    def _expire(self, job_id: str) -> tuple[str, Any]:
+        return self._run(
+            "expire",
+            write=uuid4().hex,
+            job=job_id,
+            poisoned=JobFailed(**_POISONED).model_dump_json(),
+            exhausted=JobFailed(**_EXHAUSTED).model_dump_json(),
+            poison_losses=POISON_LOSSES,
+            most_losses=MOST_LOSSES,
+            **events_of_giving_back("host-lost"),
+        )
