@@ -107,14 +107,6 @@ class BaseModel:
                 ) from error
         return shapes
 
-    def stored_bytes(self) -> int:
-        """Bytes of the weight files.
-
-        Raises:
-            ModelFilesError: One is missing.
-        """
-        return sum(path.stat().st_size for path in self._weight_files())
-
     def _weight_files(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():

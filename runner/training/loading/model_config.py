@@ -16,6 +16,7 @@ from runner.events import ConfigLoaded
 from runner.redaction import redact
 from runner.training.loading.base_model import BaseModel
 from runner.training.loading.config_guard import USUAL_SUB_CONFIGS, sub_config_from
+from runner.training.loading.quantization_config import refuse_foreign_format
 
 ALIASES = {
     "code_llama": "llama",
@@ -65,7 +66,8 @@ def load_model_config(base: BaseModel, asked: str | None) -> LoadedConfig:
 
     Raises:
         ConfigError: `model-type-mismatch` when file and project contradict each other or the file itself,
-            `config-unreadable` when the file cannot be read or the installed transformers does not know the type.
+            `config-unreadable` when the file cannot be read or the installed transformers does not know the type,
+            `base-quantized` when the weights are in a quantized format that cannot be trained on.
     """
     values = base.read_config()
     stated = values.get("model_type")
@@ -85,6 +87,7 @@ def load_model_config(base: BaseModel, asked: str | None) -> LoadedConfig:
     model_type = resolve_model_type(named)
     _refuse_other_architecture(base, values, model_type, named)
     config = _build(base, values, model_type)
+    refuse_foreign_format(config, base.name)
     architectures = config.architectures or []
     event = ConfigLoaded(
         model_type=model_type,

@@ -50,7 +50,7 @@ def estimate_weights(
 ) -> WeightEstimate:
     """Estimate a rung from the configuration alone; the weight files need not be on this host.
 
-    Files that another library has quantized (GPTQ, FP8 and so on) are the exception: their size is what is taken.
+    Files in another library's format count as what they are turned into while they load: floating point.
 
     Args:
         source: The base model; only its config.json needs to be here.
@@ -62,23 +62,19 @@ def estimate_weights(
     Raises:
         ConfigError: The model type generates no text.
         EffectiveRungError: The files are quantized in another way than the rung.
-        ModelFilesError: They are quantized by another library, and files are missing.
     """
     asked = ask_for_rung(rung, config, settings, compute_dtype)
     model: Any = build_empty_model(config, source)
     values = stored_values(config)
     if values is not None and rung != "none":
         asked = BitsAndBytesConfig.from_dict(dict(values))  # type: ignore[no-untyped-call]  # left bare
-    if asked is not None:
+    if isinstance(asked, BitsAndBytesConfig):
         quantizer = AutoHfQuantizer.from_config(asked, pre_quantized=False)
         quantizer.preprocess_model(model=model, device_map={"": "cpu"}, config=model.config)
     parameters = list(model.parameters())
-    if values is not None and rung == "none":
-        model_bytes = source.stored_bytes()
-    else:
-        plain_dtype = unquantized_dtype(rung, compute_dtype)
-        model_bytes = sum(_held_bytes(parameter, plain_dtype) for parameter in parameters)
-        model_bytes += sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    plain_dtype = unquantized_dtype(rung, compute_dtype)
+    model_bytes = sum(_held_bytes(parameter, plain_dtype) for parameter in parameters)
+    model_bytes += sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     return WeightEstimate(
         rung=rung,
         total_parameters=sum(parameter.numel() for parameter in parameters),

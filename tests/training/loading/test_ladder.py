@@ -82,30 +82,6 @@ def test_an_exhausted_ladder_names_every_reason(make: Make, stubborn_root: Path)
     assert [event.next_rung for event in failed_rungs(events)] == ["8bit", None]
 
 
-def test_a_model_stored_in_4_bits_loads_as_it_is(make: Make, prequantized_root: Path) -> None:
-    receipt, _ = load(make(base_model="tiny-bnb-4bit"), prequantized_root)
-    assert (receipt.rung, receipt.quantized_modules) == ("4bit", 28)
-    assert receipt.stored_quantization == "bitsandbytes, 4-bit"
-
-
-def test_a_model_stored_in_4_bits_computes_in_this_hosts_precision(make: Make, prequantized_root: Path) -> None:
-    with protected_load(make(base_model="tiny-bnb-4bit"), models_root=prequantized_root, emit=lambda _: None) as loaded:
-        model: Any = loaded.model
-        stored = model.config.quantization_config.bnb_4bit_compute_dtype
-        assert stored == torch.float32
-        assert str(model.model.layers[0].mlp.up_proj.compute_dtype) == f"torch.{loaded.receipt.compute_dtype}"
-
-
-@pytest.mark.parametrize("rung", ["8bit", "none"])
-def test_a_model_stored_in_4_bits_is_nothing_else(make: Make, prequantized_root: Path, rung: str) -> None:
-    spec = make(base_model="tiny-bnb-4bit", quantization={"ladder": [rung]})
-    error, _ = failing_load(spec, prequantized_root)
-    assert isinstance(error, LadderError)
-    assert "already quantized (bitsandbytes, 4-bit)" in error.message
-    assert error.hint is not None
-    assert error.hint.startswith("Add '4bit' to quantization.ladder")
-
-
 def test_a_model_whose_linear_layers_escape_quantization_does_not_count_as_quantized(
     make: Make, stubborn_root: Path, tmp_path: Path
 ) -> None:
@@ -117,20 +93,6 @@ def test_a_model_whose_linear_layers_escape_quantization_does_not_count_as_quant
     assert receipt.rung == "none"
     reasons = [event.failed.reason for event in failed_rungs(events)]
     assert reasons[0] == ("the model loaded, but not with 4-bit modules: 0 of 1 linear modules are 4-bit and 0 8-bit")
-
-
-def test_a_model_that_another_library_quantized_never_passes_for_a_4_bit_one(
-    make: Make, tiny_model: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "models" / "tiny-gptq"
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
-    (folder / "config.json").write_text(json.dumps(config))
-    error, events = failing_load(make(base_model="tiny-gptq"), tmp_path / "models")
-    # The library that could read it is not installed, so the unquantized rung fails as well, in its own words.
-    assert [event.failed.rung for event in failed_rungs(events)] == ["4bit", "8bit", "none"]
-    assert "already quantized (gptq)" in error.message
 
 
 # --- between two rungs --------------------------------------------------------------------------------------------

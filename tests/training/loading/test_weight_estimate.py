@@ -135,12 +135,3 @@ def test_a_model_stored_quantized_is_estimated_on_its_own_rung_only(tmp_path: Pa
     assert estimate(tmp_path, "stored", "4bit").quantized_parameters > 0
     with pytest.raises(EffectiveRungError, match="already quantized"):
         estimate(tmp_path, "stored", "8bit")
-
-
-def test_files_of_another_quantizer_take_what_they_take_on_disk(tmp_path: Path, tiny_model: Path) -> None:
-    folder = tmp_path / "stored"
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    size = (folder / "model.safetensors").stat().st_size
-    assert estimate(tmp_path, "stored", "none").model_bytes == size
