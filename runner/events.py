@@ -218,7 +218,7 @@ class LossEvaluated(Event):
     step: int
     total_steps: int
     loss: float
-    """Mean over the batches of the evaluation, as the trainer takes it."""
+    """Mean over all tokens that carry loss, as in `Evaluated` over all traits together."""
     best_step: int | None
     """Step of the lowest loss so far, None while none was a number."""
     best_loss: float

@@ -208,6 +208,11 @@ class Training(Spec):
     data_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Draws the order of the rows instead of `seed`."""
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Held-out rows at once, before, while and after training."""
+        return self.per_device_eval_batch_size or self.per_device_train_batch_size
+
     @model_validator(mode="after")
     def _one_warmup(self) -> Self:
         if self.warmup_ratio and self.warmup_steps:

@@ -260,7 +260,7 @@ def _train(
                     when="before",
                     stop=stop,
                     held_out=mix.held_out,
-                    batch_size=training.per_device_train_batch_size,
+                    batch_size=training.eval_batch_size,
                 )
             )
             emit(before)
@@ -299,7 +299,7 @@ def _train(
             when="after",
             stop=stop,
             held_out=mix.held_out,
-            batch_size=training.per_device_train_batch_size,
+            batch_size=training.eval_batch_size,
         )
         after = after.model_copy(update={"held_out": compare_losses(before.held_out, after.held_out)})
         emit(after)

@@ -127,7 +127,7 @@ def training_arguments(training: Training, output_dir: Path, compute_dtype: str,
         # Epochs are counted by `best_checkpoint.Evaluations`.
         eval_strategy="steps" if training.eval_strategy == "steps" else "no",
         eval_steps=training.eval_steps or training.logging_steps,
-        per_device_eval_batch_size=training.per_device_eval_batch_size or training.per_device_train_batch_size,
+        per_device_eval_batch_size=training.eval_batch_size,
         prediction_loss_only=True,
         # Makes the trainer remember the best step; its own loading of it would tie save_steps to eval_steps.
         metric_for_best_model=training.metric_for_best_model if training.eval_strategy != "no" else None,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 import transformers
 from datasets import Dataset
 from packaging.version import Version
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.data_utils import pack_dataset
@@ -23,7 +22,7 @@ from typing_extensions import override
 from runner.errors import DatasetError, TrainingError
 from runner.hyperparameters import Training
 from runner.training import ranks
-from runner.training.data.mix import Mix
+from runner.training.data.mix import HeldOut, Mix
 from runner.training.loop.arguments import refuse_gpu_optimizer, training_arguments
 from runner.training.loop.best_checkpoint import judge, stops_early
 from runner.training.loop.checkpoints import Checkpoint
@@ -34,6 +33,8 @@ from runner.training.loop.lora import keep_full_precision
 from runner.training.loop.loss import add_loss_only_forward
 from runner.training.loop.skipping import epoch_kept
 from runner.training.loop.watchdog import Watchdog
+from runner.training.outcome.held_out import mean_loss, measure_losses
+from runner.training.outcome.inference import untouched
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -54,6 +55,8 @@ class AdapterTrainer(SFTTrainer):
         arguments: TRL's.
     """
 
+    held_out: Sequence[HeldOut] = ()
+    """Rows to evaluate on, by trait."""
     rows_without_loss = 0
     """Rows at the end of the data set that make the shares of several ranks equal."""
 
@@ -88,15 +91,6 @@ class AdapterTrainer(SFTTrainer):
             self._total_train_tokens += int(self.accelerator.gather_for_metrics(tokens).sum())
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
-
-    @override
-    def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        """Measure the loss alone: older TRL makes the logits too, and what trained may not fit with them."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss: Tensor = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write nothing; TRL would write a card at every checkpoint."""
@@ -153,14 +147,6 @@ class AdapterTrainer(SFTTrainer):
         """Epochs done."""
         return int(self.state.epoch or 0)
 
-    @override
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Let every rank evaluate all held-out rows: dealt out, some would count twice to even the batches out."""
-        loader = super().get_eval_dataloader(eval_dataset)
-        if ranks.count() == 1:
-            return loader
-        return DataLoader(loader.dataset, batch_size=self.args.eval_batch_size, collate_fn=loader.collate_fn)
-
     def train_from(self, checkpoint: Checkpoint | None) -> None:
         """Train to the end, from the start or from where a checkpoint stands.
 
@@ -182,19 +168,35 @@ class AdapterTrainer(SFTTrainer):
         self.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
         self.callback_handler.on_train_begin(self.args, self.state, self.control)
 
-    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """Evaluate as TRL does, and leave mode and random numbers as they were.
+    @override
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure the loss on held-out rows as before and after training, and leave the training as it was.
 
-        A data loader draws a number to begin, and TRL takes whatever is logged in inference mode for an evaluation's.
+        Every token weighs the same; the trainer would take the mean of the batches' means. Rank 0 measures for all, so
+        that all come to one verdict.
         """
-        model, device = self.model, self.accelerator.device
-        assert model is not None  # noqa: S101  # the constructor has refused None
+        model: Any = self.model
+        metrics = {"eval_loss": ranks.from_first(self._held_out_loss)}
         was_training = model.training
-        try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                return dict(super().evaluate(*arguments, **options))
-        finally:
-            model.train(was_training)
+        model.eval()  # TRL takes whatever is logged in inference mode for an evaluation's
+        self.log(metrics)
+        model.train(was_training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _held_out_loss(self) -> float:
+        adapted: Any = self.model
+        # The trainer has wrapped the forward pass of `adapted` so that logits come in float32, twice the memory.
+        model, tokenizer = adapted.get_base_model(), cast("Any", self.processing_class)
+        with untouched(model):
+            losses = measure_losses(
+                model,
+                self.held_out,
+                batch_size=self.args.eval_batch_size,
+                pad_token_id=tokenizer.pad_token_id,
+                before_batch=lambda: self.callback_handler.on_prediction_step(self.args, self.state, self.control),
+            )
+        return mean_loss(losses)
 
     def adopt_best(self) -> int | None:
         """Put the adapter of the best checkpoint into the model.
@@ -261,6 +263,7 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
+    trainer.held_out = mix.held_out
     trainer.rows_without_loss = len(filled) - len(rows)
     trainer.watchdog = Watchdog(training)
     trainer.add_callback(trainer.watchdog)
@@ -287,6 +290,7 @@ def _share_the_adapter_alone(model: PeftModel) -> None:
 
 
 def _held_out_rows(mix: Mix) -> Dataset:
+    """What the trainer wants to see before it evaluates; `AdapterTrainer.evaluate` takes the rows by trait."""
     if not mix.held_out:
         raise DatasetError(
             "training.eval_strategy asks for the loss on held-out rows, but none of the rows is held out.",

@@ -20,6 +20,7 @@ from runner.training.data.encoding import encode_answered, encode_question
 from runner.training.data.mix import HeldOut
 from runner.training.data.reading import read_datasets
 from runner.training.outcome.held_out import measure_losses
+from runner.training.outcome.inference import untouched
 from runner.training.stopping import StopSwitch
 
 if TYPE_CHECKING:
@@ -121,8 +122,14 @@ def evaluate(
     Raises:
         StopRequestedError: The switch was set.
     """
-    with _untouched(model):
-        losses = measure_losses(model, held_out, batch_size=batch_size, pad_token_id=tokenizer.pad_token_id, stop=stop)
+    with untouched(model):
+        losses = measure_losses(
+            model,
+            held_out,
+            batch_size=batch_size,
+            pad_token_id=tokenizer.pad_token_id,
+            before_batch=stop.raise_if_set,
+        )
         answers = _answer(model, tokenizer, questions.encoded, questions.max_new_tokens, stop)
         matches = []
         for table in questions.tables:
@@ -146,24 +153,6 @@ def evaluate(
 def _shown(answer: str) -> str:
     """The answer without control characters: an untrained model writes any, and terminals and files obey some."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in answer)
-
-
-@contextmanager
-def _untouched(model: Any) -> Iterator[None]:
-    """Switch to inference, and give the model's mode and the random numbers back as they were."""
-    was_training = model.training
-    devices = [model.device] if model.device.type == "cuda" else []
-    model.eval()
-    try:
-        # Autocast, because in mid-training `modules_to_save` are float32 under a bfloat16 base.
-        with (
-            torch.random.fork_rng(devices=devices),
-            torch.no_grad(),
-            torch.autocast(model.device.type, dtype=model.dtype, enabled=model.dtype != torch.float32),
-        ):
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _answer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy
 
 from runner.reports import TraitLoss
 from runner.training.data.mix import IGNORED_LABEL, HeldOut
-from runner.training.stopping import StopSwitch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,19 +21,21 @@ LOGITS_AT_ONCE = 2**28
 
 
 def measure_losses(
-    model: Any, held_out: Sequence[HeldOut], *, batch_size: int, pad_token_id: int, stop: StopSwitch
+    model: Any,
+    held_out: Sequence[HeldOut],
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> tuple[TraitLoss, ...]:
     """Mean cross entropy over the tokens that carry loss, by trait; a long row weighs as many tokens as it has.
 
     Args:
-        model: In inference mode, without gradients: see `runner.training.outcome.evaluation.evaluate`.
+        model: Inside `runner.training.outcome.inference.untouched`.
         held_out: Rows by trait.
         batch_size: The most rows at once; no more than in training, and fewer where their logits would be many.
         pad_token_id: Fills rows on the right; padding carries no loss.
-        stop: Asked before every batch.
-
-    Raises:
-        StopRequestedError: The switch was set.
+        before_batch: Called before every batch; what it raises ends the measuring.
     """
     measured = []
     for trait in held_out:
@@ -42,7 +43,7 @@ def measure_losses(
         # Rows of like length together: little padding.
         order = sorted(range(len(trait.input_ids)), key=lambda row: -len(trait.input_ids[row]))
         while order:
-            stop.raise_if_set()
+            before_batch()
             row_logits = len(trait.input_ids[order[0]]) * int(model.config.get_text_config().vocab_size)
             rows = max(1, min(batch_size, LOGITS_AT_ONCE // row_logits))
             batch, order = order[:rows], order[rows:]
@@ -54,6 +55,11 @@ def measure_losses(
             TraitLoss(trait_type=trait.trait_type, loss=total / tokens, rows=len(trait.input_ids), tokens=tokens)
         )
     return tuple(measured)
+
+
+def mean_loss(losses: Sequence[TraitLoss]) -> float:
+    """Mean over the tokens of all traits, in nats; at least one trait must have been measured."""
+    return sum(one.loss * one.tokens for one in losses) / sum(one.tokens for one in losses)
 
 
 def compare_losses(before: Sequence[TraitLoss], after: Sequence[TraitLoss]) -> tuple[TraitLoss, ...]:

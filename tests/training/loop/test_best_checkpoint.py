@@ -22,9 +22,11 @@ from runner.training.loading.protected_load import protected_load
 from runner.training.loop.best_checkpoint import Evaluations, find_best, judge
 from runner.training.loop.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.loop.checkpoints import complete_checkpoints, describe_run
-from runner.training.loop.lora import add_lora
+from runner.training.loop.lora import add_lora, settle_precision
 from runner.training.loop.trainer import AdapterTrainer, build_trainer
 from runner.training.outcome.adapter import plot_loss
+from runner.training.outcome.evaluation import Questions, evaluate
+from runner.training.outcome.held_out import mean_loss
 from runner.training.stopping import StopSwitch
 
 MakeSpec = Callable[..., RunSpec]
@@ -35,6 +37,7 @@ STEPS = {
     "learning_rate": 2e-3,
     "save_steps": 100,
 }
+NOTHING = Questions((), [], 1, [])
 EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1}
 
 
@@ -144,6 +147,50 @@ def test_evaluating_leaves_the_training_losses_as_they_are(
 
     assert losses["with"] == losses["without"]
     assert len(losses["with"]) == 4
+
+
+@pytest.mark.parametrize("keeps_its_own_loss", [False, True])
+def test_the_loss_at_the_last_step_is_that_after_training_whatever_the_batch(
+    make_spec: MakeSpec,
+    models_root: Path,
+    tmp_path: Path,
+    addition: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    keeps_its_own_loss: bool,
+) -> None:
+    if keeps_its_own_loss:
+        monkeypatch.setattr("runner.training.loop.trainer.add_loss_only_forward", lambda *_: False)
+    sentence = "the team trains it on its own host. "
+    texts = [{"text": f"Model {number}: {sentence * (1 + number % 4)}"} for number in range(20)]
+    losses = {}
+    for batch_size in (1, 4):
+        spec = make_spec(
+            tmp_path,
+            addition[:20],
+            texts,
+            training=STEPS | {"max_steps": 2, "eval_strategy": "epoch", "per_device_eval_batch_size": batch_size},
+            lora={"modules_to_save": ["lm_head"]},
+            evaluation={"held_out_percentage": 25.0},
+            # In bfloat16 the same rows in other batches round otherwise.
+            quantization={"ladder": ["none"], "bnb_4bit_compute_dtype": "float32"},
+        )
+        with build(spec, models_root, tmp_path, run=f"batch-{batch_size}") as built:
+            trainer = built.trainer
+            trainer.train_from(None)
+            model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+            settle_precision(model)
+            tokenizer: Any = trainer.processing_class
+            after = evaluate(
+                model, tokenizer, NOTHING, when="after", stop=StopSwitch(), held_out=trainer.held_out, batch_size=4
+            ).held_out
+
+        assert [(one.rows, one.tokens) for one in after] == [(5, after[0].tokens), (5, after[1].tokens)]
+        assert after[1].tokens > 10 * after[0].tokens
+        losses[batch_size] = [event.loss for event in built.measured] + [mean_loss(after)]
+
+    for measured in losses.values():
+        assert measured == pytest.approx([losses[4][0]] * 2, rel=1e-6)
 
 
 @pytest.fixture(scope="module")

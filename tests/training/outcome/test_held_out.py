@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from runner.reports import TraitLoss
 from runner.training.data.mix import HeldOut
 from runner.training.outcome.evaluation import Questions, evaluate
-from runner.training.outcome.held_out import CHUNK, compare_losses, measure_losses
+from runner.training.outcome.held_out import CHUNK, compare_losses, mean_loss, measure_losses
 from runner.training.stopping import StopRequestedError, StopSwitch
 
 NOTHING = Questions((), [], 1, [])
@@ -40,7 +40,7 @@ def held_out() -> HeldOut:
 
 def _measure(model: Any, held_out: HeldOut, batch_size: int) -> TraitLoss:
     with torch.no_grad():
-        [loss] = measure_losses(model, [held_out], batch_size=batch_size, pad_token_id=0, stop=StopSwitch())
+        [loss] = measure_losses(model, [held_out], batch_size=batch_size, pad_token_id=0)
     return loss
 
 
@@ -64,6 +64,16 @@ def test_padding_and_batches_change_nothing(model: Any, held_out: HeldOut) -> No
     assert together.loss == pytest.approx(alone.loss, rel=1e-5)
 
 
+def test_traits_together_weigh_as_many_tokens_as_they_have(model: Any, held_out: HeldOut) -> None:
+    parts = [HeldOut("short", held_out.input_ids[:2], held_out.labels[:2])]
+    parts.append(HeldOut("long", held_out.input_ids[2:], held_out.labels[2:]))
+
+    with torch.no_grad():
+        apart = measure_losses(model, parts, batch_size=2, pad_token_id=0)
+
+    assert mean_loss(apart) == pytest.approx(_measure(model, held_out, batch_size=2).loss, rel=1e-6)
+
+
 def test_measuring_leaves_mode_random_numbers_and_gradients_as_they_were(
     model: Any, tokenizer: Any, held_out: HeldOut
 ) -> None:
@@ -78,12 +88,12 @@ def test_measuring_leaves_mode_random_numbers_and_gradients_as_they_were(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_set_switch_ends_the_measuring(model: Any, held_out: HeldOut) -> None:
+def test_a_set_switch_ends_the_measuring(model: Any, tokenizer: Any, held_out: HeldOut) -> None:
     stop = StopSwitch()
     stop.set()
 
     with pytest.raises(StopRequestedError):
-        measure_losses(model, [held_out], batch_size=1, pad_token_id=0, stop=stop)
+        evaluate(model, tokenizer, NOTHING, when="after", stop=stop, held_out=[held_out])
 
 
 @pytest.mark.parametrize(
