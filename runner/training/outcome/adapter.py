@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ADAPTER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
 LOSS_PLOT = "loss.png"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def save_adapter(
@@ -41,6 +42,7 @@ def save_adapter(
     model.save_pretrained(str(folder))
     _name_base_model(folder / "adapter_config.json", base_model, revision)
     tokenizer.save_pretrained(folder)
+    load_everywhere(folder / TOKENIZER_CONFIG)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -52,6 +54,28 @@ def _name_base_model(path: Path, base_model: str, revision: str | None) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": base_model, "revision": revision}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_everywhere(path: Path) -> None:
+    """Write a saved tokenizer's settings in the words of transformers 4, which transformers 5 reads as well.
+
+    As transformers 5 writes them, 4.57 fails: it has no class `TokenizersBackend`, whose name there is
+    `PreTrainedTokenizerFast`, it calls further special tokens `additional_special_tokens` where they are a list and
+    `extra_special_tokens` where they have names, and would keep `local_files_only`, which was true of this host.
+
+    Args:
+        path: The `tokenizer_config.json`.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if "model_specific_special_tokens" in config:
+        config["extra_special_tokens"] = config.pop("model_specific_special_tokens")
+    for of_this_host in ("is_local", "local_files_only"):
+        config.pop(of_this_host, None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_documents(outcome: Outcome, folder: Path) -> None:
