@@ -23,6 +23,7 @@ VERBS = {
     "merge": "merge an adapter into its base model's 16-bit weights",
     "push": "upload an adapter or a merged model to a model hub",
     "worker": "take jobs from the queue and run them on this host",
+    "limits": "show or set how many jobs may run and wait in a pool",
     "versions": "compare the installed libraries with the tested ones",
     "schema": "print the JSON schema of a project file",
     "redis": "run the embedded Valkey, for a machine without Redis",

@@ -44,8 +44,8 @@ def reconcile(store: Store, broker: RedisBroker) -> Reconciliation:
     for job in expired:
         _log.warning("Job %s lost its host %s and is %s.", job.id, job.host, job.state)
     tickets = {}
-    for pool, queued in store.queue_lengths().items():
-        missing = queued - tickets_waiting(broker, pool)
+    for pool, claimable in store.claimable().items():
+        missing = claimable - tickets_waiting(broker, pool)
         if missing > 0:
             tickets[pool] = missing
             for _ in range(missing):

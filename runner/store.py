@@ -8,12 +8,18 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
     job:<id>:events     list    the history, one JSON `StoredEvent` each
     job:<id>:writes     list    ids of the last writes, to recognise repeats
     jobs:<state>        zset    job id -> number, one set for each state
-    queue:<pool>        zset    job id -> place (priority, then number); the first is the next to run
+    queue:<pool>        zset    job id -> place (priority, then number) of every queued job
+    queue:<pool>:<who>  zset    the same of one submitter
+    turns:<pool>        zset    submitter with queued jobs -> turn; the first is served next (`lua/common.lua`)
+    seats:<pool>        hash    submitter with jobs -> number, greater for who came or was served later; breaks ties
+    active:<pool>       set     ids of the running and stopping jobs
+    active:<pool>:<who> set     the same of one submitter
+    limits:<pool>       hash    `PoolLimits`
     leases              zset    job id -> when its lease runs out, µs
     finished            zset    job id -> when it ended, µs
     news                zset    job id -> count of all events when its last one came
     feed                stream  wakes up who waits for news; capped
-    counters            hash    number (jobs), token (fencing tokens), news (events)
+    counters            hash    number (jobs), token (fencing tokens), news (events), seat (ends of jobs)
     pools               set     every pool that ever had a job
     request:<id>        string  job id, for submits that come twice
     claim:<id>          string  job id, for claims that come twice; expires
@@ -29,7 +35,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 from uuid import uuid4
 
-from runner.errors import JobError, UnavailableError
+from runner.errors import JobError, PolicyError, UnavailableError
 from runner.events import (
     ChildEvent,
     FinalEvent,
@@ -45,7 +51,8 @@ from runner.redis_client import build_client, redis_at_hand
 from runner.spec import RunSpec
 from runner.store_records import SCHEMA_VERSION, as_fields, origin_fields, outcome_fields, progress_fields, read_job
 from runner.store_scripts import IllegalMoveError, legal
-from runner.store_upkeep import StoreUpkeep, events_of_giving_back
+from runner.store_switches import StoreSwitches
+from runner.store_upkeep import events_of_giving_back
 
 __all__ = ["Claim", "IllegalMoveError", "LostLease", "Renewal", "Store"]
 
@@ -81,7 +88,7 @@ class Renewal:
     """Who asked this attempt to stop, None while nobody did."""
 
 
-class Store(StoreUpkeep):
+class Store(StoreSwitches):
     """What every process knows of the jobs. Safe to share between threads.
 
     Every method raises UnavailableError when Redis does not answer after the client's retries.
@@ -123,7 +130,7 @@ class Store(StoreUpkeep):
         request_id: str,
         priority: Priority = "normal",
     ) -> JobRecord:
-        """Put a job at the end of its pool's queue; `job_queued` tells its true position.
+        """Put a job into its pool's queue, behind the submitter's own; `job_queued` tells its true position.
 
         Args:
             spec: The snapshot to run.
@@ -131,6 +138,9 @@ class Store(StoreUpkeep):
             origin: Where to report, opaque here.
             request_id: Unique for one wish; a repeat gets the job of the first call, whatever else it says.
             priority: Jobs of a higher priority are claimed first.
+
+        Raises:
+            PolicyError: `limit-reached`: too many jobs wait already, see `runner.jobs.PoolLimits`.
         """
         pool = spec.project.compute.pool
         fields = {
@@ -151,6 +161,8 @@ class Store(StoreUpkeep):
                 fields=fields | {"id": job_id},
                 event=JobQueued(position=1, pool=pool).model_dump_json(),
             )
+            if status == "refused":
+                raise self._limit_reached(answer, pool, submitted_by)
             if status == "ok":
                 return read_job(answer)
 
@@ -186,10 +198,22 @@ class Store(StoreUpkeep):
             raise JobError(f"Job {job_id} is over: it has {_PAST[answer]}.", code="job-finished")
         return read_job(legal(status, answer))
 
+    def _limit_reached(self, name: str, pool: str, submitted_by: str) -> PolicyError:
+        most = getattr(self.limits(pool), name)
+        who = f"{submitted_by} has" if name == "max_queued_per_user" else "It has"
+        return PolicyError(
+            f"Pool {pool!r} takes no more jobs now. {who} {most} waiting there, which is the limit.",
+            hint=f"Start it again when one of them runs, or stop one. The operator's limit is {name} = {most}.",
+            code="limit-reached",
+        )
+
     # --- what an attempt does ------------------------------------------------------------------------------------
 
     def claim(self, pool: str, worker: WorkerInfo, *, request_id: str | None = None) -> Claim | None:
-        """Take the best queued job of a pool: highest priority, then longest waiting. None when there is none.
+        """Take the next queued job of a pool. None when there is none, or a limit of the pool keeps it from running.
+
+        Higher priorities come first. Within one, submitters take turns: first comes who has the fewest jobs running in
+        this pool, of those whoever came or was served longest ago; of one submitter's jobs the one that waits longest.
 
         Args:
             pool: Whose queue.

@@ -12,9 +12,10 @@ import redis
 
 from runner.errors import JobError
 from runner.event_lines import StoredEvent
-from runner.jobs import FINAL_STATES, JobRecord, JobState, WorkerInfo
+from runner.jobs import FINAL_STATES, JobRecord, JobState, PoolLimits, WorkerInfo
 from runner.redis_client import redis_at_hand
 from runner.store_records import microseconds, read_job
+from runner.store_scripts import StoreScripts
 
 MAX_BLOCK_MS = 5000
 """The longest `StoreReader.feed` waits; below the client's socket timeout."""
@@ -33,6 +34,7 @@ class StoreReader:
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         self.client = client
         self._prefix = prefix
+        self._scripts = StoreScripts(client, prefix)
 
     def get(self, job_id: str) -> JobRecord:
         """Read one job.
@@ -67,26 +69,37 @@ class StoreReader:
     def position(self, job_id: str) -> int | None:
         """Where a job stands in its pool's queue: 1 for the next to run, None when it is not queued.
 
+        True as long as nobody submits, stops or ends a job; a claim only moves everybody up. Jobs that a limit of their
+        submitter keeps from running stand behind all others.
+
         Raises:
             JobError: `job-not-found`.
         """
-        pool = self.get(job_id).pool
-        with redis_at_hand():
-            rank: Any = self.client.zrank(self._key("queue", pool), job_id)
-        return None if rank is None else int(rank) + 1
+        _, position = self._run("position", job=self.get(job_id).id)
+        return None if position is None else int(position)
 
     def queued(self, pool: str) -> list[JobRecord]:
         """Read a pool's queue, the next to run first."""
-        with redis_at_hand():
-            ids = _texts(self.client.zrange(self._key("queue", pool), 0, -1))
+        _, ids = self._run("order", pool=pool)
         return [job for job in self._records(ids) if job.state is JobState.QUEUED]
+
+    def pools(self) -> list[str]:
+        """Every pool that ever had a job, by name."""
+        with redis_at_hand():
+            return sorted(_texts(self.client.smembers(self._key("pools"))))
 
     def queue_lengths(self) -> dict[str, int]:
         """Count the queued jobs of every pool that ever had one."""
+        pools = self.pools()
         with redis_at_hand():
-            pools = sorted(_texts(self.client.smembers(self._key("pools"))))
             lengths: dict[str, Any] = {pool: self.client.zcard(self._key("queue", pool)) for pool in pools}
         return lengths
+
+    def limits(self, pool: str) -> PoolLimits:
+        """Read a pool's limits."""
+        with redis_at_hand():
+            fields: Any = self.client.hgetall(self._key("limits", pool))
+        return PoolLimits.model_validate(fields)
 
     def events(self, job_id: str, after: int = 0) -> list[StoredEvent]:
         """Read a job's events with `seq` greater than `after`, in order and without a gap."""
@@ -130,6 +143,10 @@ class StoreReader:
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
+
+    def _run(self, step: str, **arguments: Any) -> tuple[str, Any]:
+        with redis_at_hand():
+            return self._scripts.run(step, **arguments)
 
     def _records(self, job_ids: Iterable[str]) -> list[JobRecord]:
         with redis_at_hand(), self.client.pipeline(transaction=False) as pipeline:

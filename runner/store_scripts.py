@@ -10,7 +10,10 @@ import redis
 
 from runner.jobs import TRANSITIONS
 
-_NAMES = ("submit", "claim", "renew", "append", "finish", "requeue", "expire", "stop", "settled")
+_NAMES = (
+    "submit", "claim", "renew", "append", "finish", "requeue", "expire", "stop", "settled",
+    "position", "order", "claimable", "limits",
+)  # fmt: skip
 _TRANSITIONS = {state: dict.fromkeys(following, True) for state, following in TRANSITIONS.items()}
 
 

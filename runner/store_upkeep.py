@@ -12,7 +12,7 @@ from runner.jobs import MOST_LOSSES, POISON_LOSSES, JobRecord, WorkerInfo
 from runner.redis_client import redis_at_hand
 from runner.store_reading import StoreReader
 from runner.store_records import read_job
-from runner.store_scripts import StoreScripts, legal
+from runner.store_scripts import legal
 
 # The step that calls an attempt dead fills in what stands in braces.
 _POISONED = {
@@ -48,7 +48,6 @@ class StoreUpkeep(StoreReader):
     def __init__(self, client: redis.Redis, *, lease_s: float = 120.0, prefix: str = "qlora") -> None:
         super().__init__(client, prefix)
         self.lease_s = lease_s
-        self._scripts = StoreScripts(client, prefix)
 
     def expire_leases(self) -> list[JobRecord]:
         """Queue again every job whose lease has run out; those that were stopping become cancelled.
@@ -68,6 +67,10 @@ class StoreUpkeep(StoreReader):
             if status != "lost":
                 moved.append(read_job(legal(status, answer)))
         return moved
+
+    def claimable(self) -> dict[str, int]:
+        """Count the queued jobs of every pool that could be claimed at once, as far as its limits go."""
+        return {pool: int(self._run("claimable", pool=pool)[1]) for pool in self.pools()}
 
     def settled_s(self) -> float:
         """Seconds for which Redis has been at hand: small after a restart, a failover, or an outage for everybody.
@@ -101,10 +104,6 @@ class StoreUpkeep(StoreReader):
     @property
     def _lease_us(self) -> int:
         return int(self.lease_s * 1_000_000)
-
-    def _run(self, step: str, **arguments: Any) -> tuple[str, Any]:
-        with redis_at_hand():
-            return self._scripts.run(step, **arguments)
 
     def _expire(self, job_id: str) -> tuple[str, Any]:
         return self._run(

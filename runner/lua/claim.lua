@@ -8,10 +8,14 @@ if earlier then
     end
     return { "none" }
 end
-local job = redis.call("ZRANGE", key("queue", args.pool), 0, 0)[1]
-if not job then
+local first = redis.call("ZRANGE", key("turns", args.pool), 0, 0, "WITHSCORES")
+if not first[1] or tonumber(first[2]) >= BLOCKED then
     return { "none" }
 end
+if redis.call("SCARD", key("active", args.pool)) >= limit(args.pool, "max_running") then
+    return { "none" }
+end
+local job = redis.call("ZRANGE", own_queue(args.pool, first[1]), 0, 0)[1]
 if not may_move(job, "running") then
     return { "illegal", field(job, "state") }
 end

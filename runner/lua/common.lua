@@ -76,29 +76,114 @@ local function add_event(job, event)
     redis.call("XADD", key("feed"), "MAXLEN", "~", FEED_LENGTH, news .. "-0", "job", job)
 end
 
+-- Who is next in a pool. A submitter's own jobs come by place: priority, then number. Between submitters a job comes by
+-- (blocked, priority, level, seat). Its level is how many jobs its submitter has running in the pool, plus how many of
+-- his own come before it: so it says how many he has been given by then, and a claim changes nobody's level. The seat
+-- breaks ties: one sits down behind all others when one comes, and again when a job of one's own has ended. A job is
+-- blocked where its level reaches the limit of jobs that one submitter may run.
+local RANK, LEVEL = 1e15, 1e10
+local BLOCKED = 3 * RANK
+
+local function own_queue(pool, who)
+    return key("queue", pool, who)
+end
+
+local function limit(pool, name)
+    return tonumber(redis.call("HGET", key("limits", pool), name) or nil) or math.huge
+end
+
+local function seat(pool, who)
+    return tonumber(redis.call("HGET", key("seats", pool), who))
+end
+
+local function sit_down(pool, who)
+    redis.call("HSET", key("seats", pool), who, redis.call("HINCRBY", key("counters"), "seat", 1))
+end
+
+local function running(pool, who)
+    return redis.call("SCARD", key("active", pool, who))
+end
+
+local function turn(place, level, seat_number, most)
+    local blocked = level >= most and BLOCKED or 0
+    return blocked + math.floor(place / RANK) * RANK + level * LEVEL + seat_number
+end
+
+-- To be called after every change to what a submitter has queued or running in a pool.
+local function place_submitter(pool, who)
+    local first = redis.call("ZRANGE", own_queue(pool, who), 0, 0, "WITHSCORES")
+    if not first[1] then
+        redis.call("ZREM", key("turns", pool), who)
+        if running(pool, who) == 0 then
+            redis.call("HDEL", key("seats", pool), who)
+        end
+        return
+    end
+    local score = turn(tonumber(first[2]), running(pool, who), seat(pool, who), limit(pool, "max_running_per_user"))
+    redis.call("ZADD", key("turns", pool), whole(score), who)
+end
+
+-- How many jobs of a pool come before this queued one, and itself.
+local function position(job)
+    local pool, who = field(job, "pool"), field(job, "submitted_by")
+    local index = redis.call("ZRANK", own_queue(pool, who), job)
+    if not index then
+        return false
+    end
+    local rank = math.floor(tonumber(redis.call("ZSCORE", own_queue(pool, who), job)) / RANK) * RANK
+    local level, own_seat, most = running(pool, who) + index, seat(pool, who), limit(pool, "max_running_per_user")
+    local before = 0
+    for _, other in ipairs(redis.call("ZRANGE", key("turns", pool), 0, -1)) do
+        local queue, has = own_queue(pool, other), running(pool, other)
+        local of_higher = redis.call("ZCOUNT", queue, "-inf", "(" .. whole(rank))
+        local down_to_rank = redis.call("ZCOUNT", queue, "-inf", "(" .. whole(rank + RANK))
+        local ahead = level - has + (seat(pool, other) < own_seat and 1 or 0)
+        ahead = math.max(of_higher, math.min(ahead, down_to_rank))
+        local unblocked = math.max(0, math.min(most - has, redis.call("ZCARD", queue)))
+        before = before + (level >= most and math.max(ahead, unblocked) or math.min(ahead, unblocked))
+    end
+    return before + 1
+end
+
+local function is_active(state)
+    return state == "running" or state == "stopping"
+end
+
 -- Takes up a state with everything that belongs to it.
 local function enter(job, state)
+    local pool, who = field(job, "pool"), field(job, "submitted_by")
     redis.call("HSET", job_key(job), "state", state)
     redis.call("ZADD", key("jobs", state), field(job, "number"), job)
     if state == "queued" then
-        redis.call("ZADD", key("queue", field(job, "pool")), field(job, "place"), job)
+        redis.call("ZADD", key("queue", pool), field(job, "place"), job)
+        redis.call("ZADD", own_queue(pool, who), field(job, "place"), job)
+    elseif is_active(state) then
+        redis.call("SADD", key("active", pool), job)
+        redis.call("SADD", key("active", pool, who), job)
     elseif is_final(state) then
         local now = whole(now_us())
         redis.call("HSET", job_key(job), "finished_at", now)
         redis.call("ZADD", key("finished"), now, job)
     end
+    place_submitter(pool, who)
 end
 
 -- The only way from one state to another; the caller has asked may_move before its first write.
 local function move(job, to, event)
-    local from = field(job, "state")
+    local from, pool, who = field(job, "state"), field(job, "pool"), field(job, "submitted_by")
     redis.call("ZREM", key("jobs", from), job)
     if from == "queued" then
-        redis.call("ZREM", key("queue", field(job, "pool")), job)
+        redis.call("ZREM", key("queue", pool), job)
+        redis.call("ZREM", own_queue(pool, who), job)
     end
     if to == "queued" or is_final(to) then
         redis.call("ZREM", key("leases"), job)
         redis.call("HDEL", job_key(job), "token")
+        redis.call("SREM", key("active", pool), job)
+        redis.call("SREM", key("active", pool, who), job)
+    end
+    if is_active(from) and is_final(to) then
+        sit_down(pool, who)
     end
     enter(job, to)
     add_event(job, event)

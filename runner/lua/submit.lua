@@ -1,4 +1,4 @@
--- submit(request, job, rank, fields, event): a new job at the end of its pool's queue.
+-- submit(request, job, rank, fields, event): a new job behind those of the same submitter in its pool's queue.
 local request = key("request", args.request)
 local earlier = redis.call("GET", request)
 if earlier then
@@ -6,6 +6,14 @@ if earlier then
 end
 if redis.call("EXISTS", job_key(args.job)) == 1 then
     return { "taken" }
+end
+
+local pool, who = args.fields.pool, args.fields.submitted_by
+if redis.call("ZCARD", own_queue(pool, who)) >= limit(pool, "max_queued_per_user") then
+    return { "refused", "max_queued_per_user" }
+end
+if redis.call("ZCARD", key("queue", pool)) >= limit(pool, "max_queued") then
+    return { "refused", "max_queued" }
 end
 
 local number = redis.call("HINCRBY", key("counters"), "number", 1)
@@ -18,10 +26,13 @@ redis.call(
     "attempt", "0"
 )
 redis.call("SET", request, args.job)
-redis.call("SADD", key("pools"), args.fields.pool)
+redis.call("SADD", key("pools"), pool)
+if not seat(pool, who) then
+    sit_down(pool, who)
+end
 enter(args.job, "queued")
 
 local event = cjson.decode(args.event)
-event.position = redis.call("ZRANK", key("queue", args.fields.pool), args.job) + 1
+event.position = position(args.job)
 add_event(args.job, cjson.encode(event))
 return record(args.job)

@@ -1,0 +1,25 @@
+"""What the verbs that ask about jobs have in common: the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from runner.embedded_redis import resolve_redis_url
+from runner.settings import load_settings
+from runner.store import Store
+
+
+@contextmanager
+def jobs_store() -> Iterator[Store]:
+    """The jobs in Redis.
+
+    Raises:
+        UnavailableError: Redis cannot be found, or does not answer.
+    """
+    settings = load_settings()
+    store = Store.connect(resolve_redis_url(settings, wait_s=2.0), lease_s=settings.lease_s)
+    try:
+        yield store
+    finally:
+        store.close()

@@ -1,0 +1,59 @@
+"""The verbs of `python -m runner` that ask about jobs and steer pools, against a real server."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from runner.__main__ import main
+from runner.jobs import PoolLimits
+from runner.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _address(store: Store, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.jobs() == []
+    monkeypatch.setenv("REDIS_URL", valkey_url)
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(*words: str, capsys: Capture, status: int = 0) -> str:
+    """Run a verb; returns what it says."""
+    assert main(words) == status
+    out = capsys.readouterr()
+    return out.err if status else out.out
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_limits_are_set_one_by_one_and_shown(store: Store, capsys: Capture) -> None:
+    run("limits", "gpu", "max_running_per_user=2", "max_queued=50", capsys=capsys)
+    shown = run("limits", "gpu", "max_queued=none", capsys=capsys)
+
+    assert store.limits("gpu") == PoolLimits(max_running_per_user=2)
+    assert re.findall(r"(\w+) +(\w+)\n", shown) == [
+        ("max_running", "none"),
+        ("max_running_per_user", "2"),
+        ("max_queued", "none"),
+        ("max_queued_per_user", "none"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("max_runing=2", "Did you mean max_running?"),
+        ("max_running", "max_running=4"),
+        ("max_running=0", "max_running: not a whole number of jobs, 1 or more."),
+        ("max_running=few", "max_running: not a whole number"),
+    ],
+)
+def test_a_limit_that_cannot_be_meant_is_refused_and_changes_nothing(
+    store: Store, capsys: Capture, change: str, told: str
+) -> None:
+    assert told in run("limits", "gpu", "max_queued=5", change, capsys=capsys, status=2)
+    assert store.limits("gpu") == PoolLimits()
