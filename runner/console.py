@@ -173,8 +173,9 @@ class TerminalStory:
 
 
 def _rung_failed(event: RungFailed) -> list[str]:
-    known = event.failed.meaning and event.failed.failure_class != "unknown"
-    return [event.announcement, *([f"  {event.failed.meaning}"] if known else [])]
+    failed = event.failed
+    known = f" ({failed.failure_class}): {failed.meaning}" if failed.failure_class != "unknown" else ""
+    return [event.announcement, f"  {failed.error_class}{known}"]
 
 
 def _receipt(event: ModelLoaded) -> list[str]:

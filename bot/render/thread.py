@@ -43,7 +43,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
-from runner.reports import BestStep, DefectReport, LoadReceipt, PackageVersion, ShareReport, TraitLoss
+from runner.reports import RUNG_WORDS, BestStep, DefectReport, LoadReceipt, PackageVersion, ShareReport, TraitLoss
 
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
 ERROR_LIMIT = 2_500
@@ -207,8 +207,9 @@ def _config(event: ConfigLoaded, story: Story) -> Message:
 
 
 def _rung_failed(event: RungFailed) -> Message:
-    meaning = event.failed.meaning if event.failed.failure_class != "unknown" else ""
-    return compose([escape(keep_end(event.announcement, 2_500)), *([escape(meaning)] if meaning else [])])
+    failed = event.failed
+    known = f" ({code(failed.failure_class)}): {escape(failed.meaning)}" if failed.failure_class != "unknown" else ""
+    return compose([escape(keep_end(event.announcement, 2_500)), f"{code(failed.error_class)}{known}"])
 
 
 def _model(event: ModelLoaded) -> Message:
@@ -224,6 +225,9 @@ def _model(event: ModelLoaded) -> Message:
         peak, steady = megabytes(receipt.load_peak_bytes), megabytes(receipt.steady_bytes)
         told.append(f"memory {peak} at the peak of loading, {steady} after")
     lines = [escape(event.announcement), f"{_quantized(receipt)} · {held}", " · ".join(told)]
+    if receipt.failed:
+        failed = ", ".join(f"{RUNG_WORDS[one.rung]} ({code(one.error_class)})" for one in receipt.failed)
+        lines.append(f"Asked for {RUNG_WORDS[receipt.rung_asked]}; failed: {failed}")
     if receipt.stored_quantization:
         lines.append(f"The base model's files are stored quantized: {code(receipt.stored_quantization)}")
     if receipt.warning:

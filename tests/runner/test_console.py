@@ -73,7 +73,10 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
         (PhaseStarted(phase=Phase.MODEL), []),
         (
             RungFailed(failed=FAILED, next_rung="8bit"),
-            ["⚠️ 4-bit quantization failed with RuntimeError: no kernel, trying 8-bit quantization...", "  No kernel."],
+            [
+                "⚠️ 4-bit quantization failed with RuntimeError: no kernel, trying 8-bit quantization...",
+                "  RuntimeError (missing-kernel): No kernel.",
+            ],
         ),
         (
             ModelLoaded(receipt=RECEIPT),

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import FinishedChild  # type: ignore[import-not-found]  # beside this file; mypy names it by its path
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from runner.errors import DatasetError
 from runner.event_lines import parse_event
@@ -81,7 +83,14 @@ def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any,
     assert RunSpec.model_validate(manifest["spec"]) == settle_optimizer(child_spec, choose_device().type)
     assert manifest["rung"] == manifest["receipt"]["rung"] == "4bit"
     assert manifest["versions"].keys() >= {"torch", "transformers", "peft", "bitsandbytes", "trl"}
-    assert [(share["rows_used"], len(share["sha256"])) for share in manifest["data"]] == [(20, 64)]
+    (mixed,) = [event for event in finished_child.events if event.kind == "data_mixed"]
+    told = [(share.trait_type, share.rows_used, share.trained_tokens, share.held_out_rows) for share in mixed.shares]
+    assert [
+        (one["trait_type"], one["rows_used"], one["trained_tokens"], one["held_out_rows"]) for one in manifest["data"]
+    ] == told
+    assert [(trait, rows) for trait, rows, _, _ in told] == [("trait 1", 20)]
+    assert told[0][2] > 20
+    assert [len(share["sha256"]) for share in manifest["data"]] == [64]
     assert manifest["verified"]["max_difference"] < manifest["verified"]["base_difference"]
     assert "trained with 4-bit quantization (28 of 29 linear modules and" in card
     assert "| rows 1 | 0 % | " in card
@@ -91,6 +100,36 @@ def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any,
     assert f"6 steps of 6 rows; {finished_child.events[-1].summary.trainable_parameters:,} parameters trained." in card
     assert "| device | cpu | this host |" in card or "| device | cuda:0 | this host |" in card
     assert "base model | tiny, files with fingerprint " in card
+
+
+def test_the_receipt_states_what_was_asked_and_reached_in_numbers(finished_child: Any) -> None:
+    receipt = json.loads((finished_child.run_dir / "receipt.json").read_text(encoding="utf-8"))
+    tokenizer, loaded = [
+        next(event for event in finished_child.events if event.kind == kind)
+        for kind in ("tokenizer_loaded", "model_loaded")
+    ]
+
+    manifest = json.loads((finished_child.run_dir / "adapter" / "manifest.json").read_text(encoding="utf-8"))
+    assert receipt == manifest["receipt"] == loaded.receipt.model_dump(mode="json")
+    assert (receipt["rung_asked"], receipt["rung"], receipt["failed"]) == ("4bit", "4bit", [])
+    assert (receipt["linear_modules"], receipt["quantized_modules"], receipt["revision"]) == (29, 28, None)
+    assert loaded.receipt.quantized_share == receipt["quantized_parameters"] / receipt["total_parameters"] > 0.9
+    assert (receipt["tokenizer_class"], receipt["pad_token"]) == (tokenizer.tokenizer_class, "<|pad|>")
+    assert receipt["pad_choice"] == tokenizer.pad_choice == "existing"
+    assert None not in {receipt["load_peak_bytes"], receipt["steady_bytes"]}
+    assert receipt["memory_method"]
+    assert receipt["probe_loss"] > 0
+    assert receipt["probe_grad_norm"] > 0
+
+
+def test_the_vocabulary_stays_as_large_as_the_base_models(finished_child: Any, tiny_model: Path) -> None:
+    adapter = finished_child.run_dir / "adapter"
+    trained = load_file(adapter / "adapter_model.safetensors")
+    base = load_file(tiny_model / "model.safetensors")
+
+    assert {weight.shape for name, weight in trained.items() if "lm_head" in name} == {base["lm_head.weight"].shape}
+    assert not [name for name in trained if "embed_tokens" in name]
+    assert len(AutoTokenizer.from_pretrained(adapter)) == len(AutoTokenizer.from_pretrained(tiny_model))
 
 
 def test_the_adapter_names_its_base_model_as_the_project_does(finished_child: Any) -> None:
@@ -193,6 +232,7 @@ def test_a_hub_model_is_held_to_the_commit_that_was_loaded(stopped_child: Finish
 
     assert written.project.base_model == "acme/tiny"
     assert written.project.revision == COMMIT
+    assert json.loads((stopped_child.run_dir / "receipt.json").read_bytes())["revision"] == COMMIT
 
 
 def test_a_missing_model_ends_as_run_failed_with_code_and_hint_and_exits_1(

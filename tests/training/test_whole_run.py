@@ -68,7 +68,12 @@ def test_a_model_that_a_rung_does_not_bear_trains_on_a_lower_one_to_a_verified_a
     assert len(said) == len(announcements)
     assert all(sentence.startswith(words) for sentence, words in zip(said, announcements, strict=True))
     assert all(event.failed.reason in event.announcement for event in events if isinstance(event, RungFailed))
-    assert end.summary.rung == rung
+    receipt = json.loads((tmp_path / "run" / "attempt-1" / "receipt.json").read_text(encoding="utf-8"))
+    assert (receipt["rung_asked"], receipt["rung"], end.summary.rung) == ("4bit", rung, rung)
+    assert [one["rung"] for one in receipt["failed"]] == ["4bit", "8bit"][: len(announcements)]
+    for one, sentence in zip(receipt["failed"], said, strict=True):
+        assert one["error_class"] == "RuntimeError"
+        assert one["reason"] in sentence
 
 
 def write_large_llama(folder: Path) -> None:

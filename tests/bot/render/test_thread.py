@@ -139,9 +139,9 @@ def test_fallen_rungs_are_announced_in_the_original_words(render: Render) -> Non
     failed = FailedRung(rung="4bit", error_class="RuntimeError", reason="shape <1>")
     eight = FailedRung(rung="8bit", error_class="RuntimeError", reason="raw & bare")
     messages = render([RungFailed(failed=failed, next_rung="8bit"), RungFailed(failed=eight, next_rung="none")])
-    assert [message.text for message in messages] == [
-        "⚠️ 4-bit quantization failed with shape &lt;1&gt;, trying 8-bit quantization...",
-        "⚠️ 8-bit quantization also failed, trying without quantization... (raw &amp; bare)",
+    assert [_lines(message) for message in messages] == [
+        ["⚠️ 4-bit quantization failed with shape &lt;1&gt;, trying 8-bit quantization...", "`RuntimeError`"],
+        ["⚠️ 8-bit quantization also failed, trying without quantization... (raw &amp; bare)", "`RuntimeError`"],
     ]
 
 
@@ -155,6 +155,19 @@ def test_the_load_receipt_counts_what_is_really_quantized(render: Render, good_r
         "The config guard turned away 1 dict assignment"
     )
     assert Message(text, (section(text),)) == message
+
+
+def test_a_load_receipt_on_a_lower_rung_says_what_was_asked_and_what_failed(
+    render: Render, good_run: tuple[ChildEvent, ...]
+) -> None:
+    (loaded,) = _of(good_run, ModelLoaded)
+    assert isinstance(loaded, ModelLoaded)
+    failed = FailedRung(rung="4bit", error_class="RuntimeError", reason="shape")
+    update = {"rung": "none", "failed": (failed, failed.model_copy(update={"rung": "8bit", "error_class": "<X>"}))}
+    (message,) = render([loaded.model_copy(update={"receipt": loaded.receipt.model_copy(update=update)})])
+    assert _lines(message)[3] == (
+        "Asked for 4-bit quantization; failed: 4-bit quantization (`RuntimeError`), 8-bit quantization (`&lt;X&gt;`)"
+    )
 
 
 def test_the_load_receipt_says_how_many_processes_hold_the_model(
@@ -172,7 +185,7 @@ def test_a_rung_that_the_table_of_failures_knows_is_explained_below_its_announce
     (message,) = render([RungFailed(failed=failed, next_rung="8bit")])
     assert _lines(message) == [
         "⚠️ 4-bit quantization failed with shape, trying 8-bit quantization...",
-        "Packed &lt;so&gt;.",
+        "`RuntimeError` (`weight-shape`): Packed &lt;so&gt;.",
     ]
 
 

@@ -129,6 +129,8 @@ def test_what_a_failed_rung_held_is_given_back_and_measured(
     receipt, _ = load(spec, wide_root)
     assert receipt.steady_bytes is not None
     assert receipt.steady_bytes > receipt.model_bytes * 0.9
+    assert receipt.load_peak_bytes is not None
+    assert receipt.load_peak_bytes > receipt.steady_bytes * 0.9
     monkeypatch.setattr(LlamaForCausalLM, "forward", look_at_a_shape)
     _, events = failing_load(spec, wide_root)
     for event in failed_rungs(events):
