@@ -197,7 +197,7 @@ class JobThread:
                 raise AssertionError("a story is begun before anything is said")
             known = self._memory.recall(self.job_id)
             if stored.seq > known.cursor and not isinstance(stored.event, MetricsLogged):
-                message = render_milestone(story, stored, pool_is_served=self._pool_is_served(story, stored))
+                message = self._milestone(story, stored)
                 if message is not None:
                     # What has been trained so far stands above what comes next.
                     self._edit_progress(channel, known, story, at_once=True)
@@ -212,8 +212,11 @@ class JobThread:
         if progress:
             self._progress.posted(post.message)
 
-    def _pool_is_served(self, story: Story, stored: StoredEvent) -> bool:
-        return not isinstance(stored.event, JobQueued) or bool(self._store.workers(story.record.pool))
+    def _milestone(self, story: Story, stored: StoredEvent) -> Message | None:
+        if not isinstance(stored.event, JobQueued):
+            return render_milestone(story, stored)
+        served = bool(self._store.workers(story.record.pool))
+        return render_milestone(story, stored, pool_is_served=served, frozen=self._store.frozen())
 
     def _edit_both(self, channel: str, root_ts: str) -> float | None:
         """Bring the edited messages up to date, or say in how many seconds that is possible."""

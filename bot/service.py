@@ -12,6 +12,7 @@ from bot.commands import Command, Help, Jobs, Projects, Start, Status, Stop, Ver
 from bot.story import Story, tell_all
 from runner.errors import JobError, UnavailableError, UsageError
 from runner.jobs import ACTIVE_STATES, FINAL_STATES, JobRecord, JobState, WorkerInfo
+from runner.pools import Drain, Freeze
 from runner.projects import ProjectListing, list_projects, load_project
 from runner.store import Store
 from runner.versions import load_stacks
@@ -50,6 +51,8 @@ class Started:
     position: int | None
     """1 for the next to run, None when a worker has taken it already."""
     pool_is_served: bool
+    frozen: Freeze | None = None
+    """Why nothing new starts at present, None while jobs do start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,10 @@ class Overview:
     queues: tuple[Queue, ...]
     """Pools with something waiting."""
     workers: tuple[WorkerInfo, ...]
+    frozen: Freeze | None = None
+    """Why nothing new starts at present, None while jobs do start."""
+    drained: tuple[Drain, ...] = ()
+    """Hosts that take no new jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +146,7 @@ class Service:
             UsageError: It names something that does not exist.
             SpecError: The project has problems; nothing was queued.
             JobError: There is no such job, several are meant, or it is over.
+            PolicyError: The pool takes no more jobs at present.
             UnavailableError: Redis does not answer; nothing was queued unless it says so.
         """
         match command:
@@ -179,7 +187,8 @@ class Service:
         except UnavailableError as error:
             # The job stands; the reconciler issues what is missing.
             _log.warning("%s: no ticket yet: %s", job.id, error.message)
-        return Started(job, self._store.position(job.id), bool(self._store.workers(job.pool)))
+        served = bool(self._store.workers(job.pool))
+        return Started(job, self._store.position(job.id), served, self._store.frozen())
 
     def stop(self, command: Stop, request: Request) -> StopAnswer:
         """Cancel a waiting job, or ask a running one to stop. Asking again changes nothing.
@@ -206,6 +215,8 @@ class Service:
             running=tuple(self._story(job) for job in running),
             queues=tuple(Queue(pool, tuple(self._store.queued(pool))) for pool in waiting),
             workers=tuple(self._store.workers()),
+            frozen=self._store.frozen(),
+            drained=tuple(self._store.drained().values()),
         )
 
     def _story(self, job: JobRecord) -> Story:

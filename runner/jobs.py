@@ -131,19 +131,6 @@ class JobRecord(Record):
         return self.state in FINAL_STATES
 
 
-class PoolLimits(Record):
-    """How much of a pool may be taken; None where there is no limit."""
-
-    max_running: int | None = Field(default=None, ge=1)
-    """Jobs that run at once, whoever submitted them."""
-    max_running_per_user: int | None = Field(default=None, ge=1)
-    """Jobs of one submitter that run at once; his others wait behind everybody's."""
-    max_queued: int | None = Field(default=None, ge=1)
-    """Jobs that wait; further ones are refused."""
-    max_queued_per_user: int | None = Field(default=None, ge=1)
-    """Jobs of one submitter that wait; further ones are refused."""
-
-
 class WorkerInfo(Record):
     """A worker as it announces itself; gone from the list when it stops renewing."""
 

@@ -15,6 +15,8 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
     active:<pool>       set     ids of the running and stopping jobs
     active:<pool>:<who> set     the same of one submitter
     limits:<pool>       hash    `PoolLimits`
+    freeze              string  JSON `Freeze`, while everything is frozen
+    drains              hash    host -> JSON `Drain`, while it takes no new jobs
     leases              zset    job id -> when its lease runs out, µs
     finished            zset    job id -> when it ended, µs
     news                zset    job id -> count of all events when its last one came
@@ -140,7 +142,7 @@ class Store(StoreSwitches):
             priority: Jobs of a higher priority are claimed first.
 
         Raises:
-            PolicyError: `limit-reached`: too many jobs wait already, see `runner.jobs.PoolLimits`.
+            PolicyError: `limit-reached`: too many jobs wait already, see `runner.pools.PoolLimits`.
         """
         pool = spec.project.compute.pool
         fields = {
@@ -210,7 +212,7 @@ class Store(StoreSwitches):
     # --- what an attempt does ------------------------------------------------------------------------------------
 
     def claim(self, pool: str, worker: WorkerInfo, *, request_id: str | None = None) -> Claim | None:
-        """Take the next queued job of a pool. None when there is none, or a limit of the pool keeps it from running.
+        """Take the next queued job of a pool. None when there is none, or limits, a freeze or a drain forbid it.
 
         Higher priorities come first. Within one, submitters take turns: first comes who has the fewest jobs running in
         this pool, of those whoever came or was served longest ago; of one submitter's jobs the one that waits longest.

@@ -12,7 +12,8 @@ import redis
 
 from runner.errors import JobError
 from runner.event_lines import StoredEvent
-from runner.jobs import FINAL_STATES, JobRecord, JobState, PoolLimits, WorkerInfo
+from runner.jobs import FINAL_STATES, JobRecord, JobState, WorkerInfo
+from runner.pools import Drain, Freeze, PoolLimits
 from runner.redis_client import redis_at_hand
 from runner.store_records import microseconds, read_job
 from runner.store_scripts import StoreScripts
@@ -66,6 +67,13 @@ class StoreReader:
             found: list[Any] = moment.execute()
         return sorted(self._records(chain(*found)), key=lambda job: job.submitted_at)
 
+    def count(self, states: Iterable[JobState]) -> int:
+        """Count the jobs in some states."""
+        with redis_at_hand(), self.client.pipeline(transaction=True) as moment:
+            for state in states:
+                moment.zcard(self._key("jobs", state))
+            return sum(moment.execute())
+
     def position(self, job_id: str) -> int | None:
         """Where a job stands in its pool's queue: 1 for the next to run, None when it is not queued.
 
@@ -100,6 +108,18 @@ class StoreReader:
         with redis_at_hand():
             fields: Any = self.client.hgetall(self._key("limits", pool))
         return PoolLimits.model_validate(fields)
+
+    def frozen(self) -> Freeze | None:
+        """Read why nothing new starts, None while jobs do start."""
+        with redis_at_hand():
+            text: Any = self.client.get(self._key("freeze"))
+        return None if text is None else Freeze.model_validate_json(text)
+
+    def drained(self) -> dict[str, Drain]:
+        """Read the hosts that take no new jobs, by name."""
+        with redis_at_hand():
+            drains: Any = self.client.hgetall(self._key("drains"))
+        return {host: Drain.model_validate_json(text) for host, text in sorted(drains.items())}
 
     def events(self, job_id: str, after: int = 0) -> list[StoredEvent]:
         """Read a job's events with `seq` greater than `after`, in order and without a gap."""

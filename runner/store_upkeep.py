@@ -69,7 +69,7 @@ class StoreUpkeep(StoreReader):
         return moved
 
     def claimable(self) -> dict[str, int]:
-        """Count the queued jobs of every pool that could be claimed at once, as far as its limits go."""
+        """Count the queued jobs of every pool that could be claimed at once, as far as a freeze and its limits go."""
         return {pool: int(self._run("claimable", pool=pool)[1]) for pool in self.pools()}
 
     def settled_s(self) -> float:

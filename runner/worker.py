@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 CLAIM_RETRY_S = 1.0
+DRAINED_LOOK_S = 2.0
+"""Seconds between two looks whether a drained host may work again."""
 SHUTDOWN_S = 3.0
 """How long the threads have to end once no attempt runs any more; without Redis they would try for ever."""
 
@@ -110,6 +112,8 @@ class PoolWorker:
         """Claim the best queued job and run it. A ticket too many finds nothing."""
         with self._looking:
             claim = self._claim(pool)
+            if claim is None and self._waited_while_drained(pool):
+                claim = self._claim(pool)
             if claim is None:
                 return
             self._set_job(claim.job.id)
@@ -130,6 +134,28 @@ class PoolWorker:
                 self._stopping.wait(CLAIM_RETRY_S)
         self._pass_on(pool)
         return None
+
+    def _waited_while_drained(self, pool: str) -> bool:
+        """Keep this worker's only thread from taking tickets that a drained host cannot use; other hosts can.
+
+        Returns:
+            Whether the host was drained and is no more.
+        """
+        waited = False
+        while not self._stopping.is_set():
+            try:
+                drained = self._info.host in self._store.drained()
+            except UnavailableError as error:
+                logger.warning("Cannot see whether host %s is drained: %s", self._info.host, error)
+            else:
+                if not drained:
+                    return waited
+                if not waited:
+                    logger.info("Host %s is drained; worker %s takes no jobs.", self._info.host, self._info.name)
+                    self._pass_on(pool)
+                waited = True
+            self._stopping.wait(DRAINED_LOOK_S)
+        return False
 
     def _pass_on(self, pool: str) -> None:
         """Let another worker look, at once and not only when a reconciler notices."""

@@ -9,6 +9,7 @@ from bot.commands import EXAMPLES, USAGE
 from bot.render.message import Message, compose, compose_with_table
 from bot.render.progress import describe_metrics
 from bot.render.text import bar, code, count, duration, escape, figure, keep_end, number, person
+from bot.render.thread import frozen_line
 from bot.service import (
     Answer,
     HelpAnswer,
@@ -117,6 +118,8 @@ def _started(answer: Started) -> Message:
     if job.spec.unchecked:
         names = ", ".join(code(job.spec.datasets[dataset_id].name) for dataset_id in job.spec.unchecked)
         lines.append(f"Rows that only the host can check, before training: {names}")
+    if answer.frozen is not None:
+        lines.append(frozen_line(answer.frozen))
     if not answer.pool_is_served:
         start = code(f"python -m runner worker --pool {job.pool}")
         lines.append(f"⚠️ No worker serves pool {code(job.pool)} right now; it waits until one does: {start}")
@@ -130,10 +133,15 @@ def _stopped(job: JobRecord) -> Message:
 
 
 def _overview(answer: Overview, now: datetime) -> Message:
-    lines = [f"*Running* · {len(answer.running)}" if answer.running else "*Running* · nothing"]
+    lines = [frozen_line(answer.frozen)] if answer.frozen is not None else []
+    lines.append(f"*Running* · {len(answer.running)}" if answer.running else "*Running* · nothing")
     lines += [_running_line(story, now) for story in answer.running]
     lines += _queue_lines(answer.queues, now)
-    lines += _worker_lines(answer.workers)
+    lines += _worker_lines(answer.workers, {drain.host for drain in answer.drained})
+    lines += [
+        f"⛔ Host {code(drain.host)} takes no new jobs, drained by {person(drain.by)} · {_age(drain.at, now)}"
+        for drain in answer.drained
+    ]
     return compose(lines)
 
 
@@ -164,7 +172,7 @@ def _queue_lines(queues: Sequence[Queue], now: datetime) -> list[str]:
     return lines
 
 
-def _worker_lines(workers: Iterable[WorkerInfo]) -> list[str]:
+def _worker_lines(workers: Iterable[WorkerInfo], drained: set[str]) -> list[str]:
     pools: dict[str, list[WorkerInfo]] = {}
     for worker in workers:
         pools.setdefault(worker.pool, []).append(worker)
@@ -173,10 +181,9 @@ def _worker_lines(workers: Iterable[WorkerInfo]) -> list[str]:
     lines = []
     for pool, members in sorted(pools.items()):
         lines.append(f"*Workers* of pool {code(pool)} · {len(members)}")
-        lines += [
-            f"• {code(worker.name)} · {escape(worker.device)} · {code(worker.job_id) if worker.job_id else 'idle'}"
-            for worker in members
-        ]
+        for worker in members:
+            doing = code(worker.job_id) if worker.job_id else "drained" if worker.host in drained else "idle"
+            lines.append(f"• {code(worker.name)} · {escape(worker.device)} · {doing}")
     return lines
 
 

@@ -43,6 +43,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
+from runner.pools import Freeze
 from runner.reports import RUNG_WORDS, BestStep, DefectReport, LoadReceipt, PackageVersion, ShareReport, TraitLoss
 
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
@@ -50,17 +51,20 @@ ERROR_LIMIT = 2_500
 """Characters of an error's message; its end is kept."""
 
 
-def render_milestone(story: Story, stored: StoredEvent, *, pool_is_served: bool = True) -> Message | None:  # noqa: C901, PLR0911, PLR0912 - one short case a kind of event
+def render_milestone(  # noqa: C901, PLR0911, PLR0912 - one short case a kind of event
+    story: Story, stored: StoredEvent, *, pool_is_served: bool = True, frozen: Freeze | None = None
+) -> Message | None:
     """The reply that an event deserves, None where it only moves the plan or the progress message.
 
     Args:
         story: What the events before this one told.
         stored: The event.
         pool_is_served: Whether any live worker serves the job's pool; told with `job_queued`.
+        frozen: Why nothing new starts at present; told with `job_queued`.
     """
     match stored.event:
         case JobQueued() as event:
-            return _queued(event, pool_is_served=pool_is_served)
+            return _queued(event, pool_is_served=pool_is_served, frozen=frozen)
         case JobClaimed() as event:
             return _claimed(event)
         case JobRequeued() as event:
@@ -120,9 +124,16 @@ def is_progress(story: Story, stored: StoredEvent) -> bool:
     return isinstance(stored.event, TrainingStarted) and story.training is None
 
 
-def _queued(event: JobQueued, *, pool_is_served: bool) -> Message:
+def frozen_line(freeze: Freeze) -> str:
+    """Why a job that waits does not start."""
+    return f"⛔ Frozen by {person(freeze.by)}, nothing new starts: {escape(keep_end(freeze.reason, ERROR_LIMIT))}"
+
+
+def _queued(event: JobQueued, *, pool_is_served: bool, frozen: Freeze | None) -> Message:
     following = " · next to run" if event.position == 1 else ""
     lines = [f"Queued in pool {code(event.pool)} · position {event.position}{following}"]
+    if frozen is not None:
+        lines.append(frozen_line(frozen))
     if not pool_is_served:
         start = code(f"python -m runner worker --pool {event.pool}")
         lines.append(f"⚠️ No worker serves this pool right now. The job waits until one does: {start}")

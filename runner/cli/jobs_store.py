@@ -1,7 +1,9 @@
-"""What the verbs that ask about jobs have in common: the store."""
+"""What the verbs that ask about jobs have in common: the store, and who asks."""
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,3 +25,11 @@ def jobs_store() -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def login_name() -> str:
+    """Whoever types, as others are told."""
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # A container's user may have no name.
+        return f"uid {os.getuid()}"

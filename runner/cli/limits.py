@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from runner.cli.jobs_store import jobs_store
 from runner.errors import UsageError
-from runner.jobs import PoolLimits
+from runner.pools import PoolLimits
 from runner.suggestions import nearest
 
 

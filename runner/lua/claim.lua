@@ -8,6 +8,9 @@ if earlier then
     end
     return { "none" }
 end
+if redis.call("EXISTS", key("freeze")) == 1 or redis.call("HEXISTS", key("drains"), args.host) == 1 then
+    return { "none" }
+end
 local first = redis.call("ZRANGE", key("turns", args.pool), 0, 0, "WITHSCORES")
 if not first[1] or tonumber(first[2]) >= BLOCKED then
     return { "none" }

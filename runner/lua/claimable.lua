@@ -1,4 +1,7 @@
--- claimable(pool): how many queued jobs could be claimed at once, as far as the pool's limits go.
+-- claimable(pool): how many queued jobs could be claimed at once, as far as a freeze and the pool's limits go.
+if redis.call("EXISTS", key("freeze")) == 1 then
+    return { "ok", 0 }
+end
 local most = limit(args.pool, "max_running_per_user")
 local count = redis.call("ZCARD", key("queue", args.pool))
 if most < math.huge then

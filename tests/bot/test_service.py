@@ -8,7 +8,7 @@ import pytest
 from dramatiq.brokers.redis import RedisBroker
 
 from bot.commands import Help, Jobs, Projects, Start, Status, Stop, Versions
-from bot.render.answers import render_error
+from bot.render.answers import render_answer, render_error
 from bot.service import (
     HelpAnswer,
     JobList,
@@ -67,6 +67,15 @@ def test_start_queues_a_job_with_its_origin_and_a_ticket(service: Service, store
     assert answer.job.submitted_by == "U0ANN"
     assert answer.job.spec.project.lora.r == 8
     assert tickets_waiting(broker, "cpu") == 1
+
+
+def test_start_and_status_tell_of_a_freeze_and_of_drained_hosts(service: Service, store: Store) -> None:
+    freeze, drain = store.freeze("new driver", "ann"), store.drain("gpu-1", "ann")
+    started, overview = service.answer(Start("demo"), WISH), service.answer(Status(), WISH)
+    assert isinstance(started, Started)
+    assert isinstance(overview, Overview)
+    assert (started.frozen, overview.frozen, overview.drained) == (freeze, freeze, (drain,))
+    assert "new driver" in render_answer(started, now=freeze.at).text
 
 
 def test_a_command_delivered_twice_starts_one_job(service: Service, store: Store) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
 from runner.__main__ import main
-from runner.jobs import PoolLimits
+from runner.jobs import JobRecord, WorkerInfo
+from runner.pools import PoolLimits
 from runner.store import Store
 
 
@@ -17,6 +19,7 @@ def _address(store: Store, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("REDIS_URL", valkey_url)
 
 
+Submit = Callable[..., JobRecord]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -25,6 +28,46 @@ def run(*words: str, capsys: Capture, status: int = 0) -> str:
     assert main(words) == status
     out = capsys.readouterr()
     return out.err if status else out.out
+
+
+# --- freeze and drain ------------------------------------------------------------------------------------------------
+
+
+def test_freezing_says_what_goes_on_and_unfreezing_what_was_frozen(
+    store: Store, submit_job: Submit, some_worker: WorkerInfo, capsys: Capture
+) -> None:
+    submit_job()
+    submit_job()
+    store.claim(some_worker.pool, some_worker)
+
+    frozen = run("freeze", "new", "driver", capsys=capsys)
+
+    assert "Frozen: new driver" in frozen
+    assert "Running: 1, waiting: 1." in frozen
+    told = store.frozen()
+    assert told is not None
+    assert told.reason == "new driver"
+    assert "new driver" in run("unfreeze", capsys=capsys)
+    assert store.frozen() is None
+    assert run("unfreeze", capsys=capsys) == "Nothing was frozen.\n"
+
+
+def test_draining_says_what_goes_on_there(store: Store, some_worker: WorkerInfo, capsys: Capture) -> None:
+    store.announce(some_worker.model_copy(update={"job_id": "demo-aaaaa"}))
+
+    assert "worker host-a:1: goes on with demo-aaaaa" in run("drain", "host-a", capsys=capsys)
+    assert list(store.drained()) == ["host-a"]
+    assert "Drained are host-a." in run("undrain", "host-b", capsys=capsys, status=2)
+    run("undrain", "host-a", capsys=capsys)
+    assert store.drained() == {}
+
+
+def test_draining_a_host_that_nobody_has_heard_of_says_so(
+    store: Store, some_worker: WorkerInfo, capsys: Capture
+) -> None:
+    store.announce(some_worker)
+
+    assert "Did you mean host-a?" in run("drain", "hosta", capsys=capsys)
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from runner.errors import PolicyError
 from runner.events import JobFailed, JobQueued
-from runner.jobs import JobRecord, JobState, PoolLimits, Priority, WorkerInfo
+from runner.jobs import JobRecord, JobState, Priority, WorkerInfo
+from runner.pools import PoolLimits
 from runner.spec import RunSpec
 from runner.store import Claim, Store
 

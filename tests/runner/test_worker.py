@@ -175,6 +175,28 @@ def test_a_busy_worker_leaves_the_next_job_to_an_idle_one(
     eventually(lambda: all(workers.state(job_id) is JobState.SUCCEEDED for job_id in job_ids))
 
 
+def test_a_drained_worker_leaves_every_ticket_to_others_and_works_again_afterwards(
+    workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
+) -> None:
+    script = child_script("succeed()")
+    workers.store.drain("host-1", "ann")
+    workers.start(script)
+    first, second = workers.submit(run_spec), workers.submit(run_spec)
+    log = workers.folder / "worker-1.log"
+    eventually(lambda: "Host host-1 is drained" in log.read_text())
+    workers.start(script)
+
+    eventually(lambda: {workers.state(first), workers.state(second)} == {JobState.SUCCEEDED})
+    assert {workers.store.get(job_id).host for job_id in (first, second)} == {"host-2"}
+
+    workers.store.undrain("host-1")
+    workers.store.drain("host-2", "ann")
+    third = workers.submit(run_spec)
+
+    eventually(lambda: workers.state(third) is JobState.SUCCEEDED)
+    assert workers.store.get(third).host == "host-1"
+
+
 def test_a_worker_shows_what_it_works_on(
     workers: Workers, child_script: Callable[[str], Path], run_spec: RunSpec, eventually: Eventually
 ) -> None:

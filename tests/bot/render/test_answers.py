@@ -24,6 +24,7 @@ from bot.story import Story
 from bot.workspace.blocks import check_blocks
 from runner.errors import Problem, SpecError, UsageError
 from runner.jobs import JobRecord, JobState, WorkerInfo
+from runner.pools import Drain, Freeze
 from runner.projects import ProjectListing
 from runner.spec import DatasetEntry, RunSpec
 
@@ -67,6 +68,17 @@ def test_an_idle_house_says_so() -> None:
         "*Running* · nothing",
         "*Queued* · nothing",
         "*Workers* · none. Start one on a GPU host: `python -m runner worker`",
+    ]
+
+
+def test_the_overview_says_first_what_is_frozen_and_which_hosts_are_drained(worker_info: WorkerInfo) -> None:
+    freeze = Freeze(reason="new <driver>", by="ann", at=NOW)
+    overview = Overview((), (), (worker_info,), freeze, (Drain(host="gpu-1", by="U0ANN", at=NOW),))
+    lines = render_answer(overview, now=NOW).text.split("\n")
+    assert lines[0] == "⛔ Frozen by ann, nothing new starts: new &lt;driver&gt;"
+    assert lines[-2:] == [
+        "• `gpu-1:4711` · cpu (2 threads) · drained",
+        "⛔ Host `gpu-1` takes no new jobs, drained by <@U0ANN> · 0.0 s ago",
     ]
 
 

@@ -37,6 +37,7 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
+from runner.pools import Freeze
 from runner.reports import BestStep, ExactMatch, FailedRung, Phase, Sample, ShareReport, TraitLoss, UnquantizedPart
 from runner.spec import RunSpec
 
@@ -81,11 +82,13 @@ def test_queued_tells_the_position(render: Render) -> None:
     assert [_lines(message) for message in third] == [["Queued in pool `cpu` · position 3"]]
 
 
-def test_queued_says_plainly_that_no_worker_serves_the_pool(job: JobRecord) -> None:
+def test_queued_says_plainly_why_a_job_does_not_start(job: JobRecord) -> None:
     stored = StoredEvent(seq=1, attempt=0, event=JobQueued(position=1, pool="cpu"))
-    message = render_milestone(Story(job), stored, pool_is_served=False)
+    freeze = Freeze(reason="new driver", by="U0ANN", at=AT)
+    message = render_milestone(Story(job), stored, pool_is_served=False, frozen=freeze)
     assert message is not None
-    assert _lines(message)[1] == (
+    assert _lines(message)[1] == "⛔ Frozen by <@U0ANN>, nothing new starts: new driver"
+    assert _lines(message)[2] == (
         "⚠️ No worker serves this pool right now. The job waits until one does: `python -m runner worker --pool cpu`"
     )
 

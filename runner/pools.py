@@ -1,0 +1,37 @@
+"""What operators decide about pools and hosts. Pure; no I/O."""
+
+from __future__ import annotations
+
+from pydantic import AwareDatetime, Field
+
+from runner.reports import Record
+
+
+class PoolLimits(Record):
+    """How much of a pool may be taken; None where there is no limit."""
+
+    max_running: int | None = Field(default=None, ge=1)
+    """Jobs that run at once, whoever submitted them."""
+    max_running_per_user: int | None = Field(default=None, ge=1)
+    """Jobs of one submitter that run at once; his others wait behind everybody's."""
+    max_queued: int | None = Field(default=None, ge=1)
+    """Jobs that wait; further ones are refused."""
+    max_queued_per_user: int | None = Field(default=None, ge=1)
+    """Jobs of one submitter that wait; further ones are refused."""
+
+
+class Freeze(Record):
+    """Nothing new starts anywhere; running jobs go on."""
+
+    reason: str
+    by: str
+    """Who froze it: a login name, or a Slack user id."""
+    at: AwareDatetime
+
+
+class Drain(Record):
+    """A host takes no new job; what runs on it goes on."""
+
+    host: str
+    by: str
+    at: AwareDatetime
