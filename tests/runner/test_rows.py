@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +19,7 @@ from runner.errors import DatasetError
 from runner.json_values import LONGEST_ROW
 from runner.layout import FileType, Layout, WrittenFormat
 from runner.row_files import RowProblem
-from runner.row_formats import ALL_COLUMNS
+from runner.row_formats import ALL_COLUMNS, Row
 from runner.rows import ROW_PROBLEMS_KEPT, RowCheck, check_rows, read_rows
 
 GOOD = '{"prompt": "2 + 2?", "completion": "4"}'
@@ -36,10 +36,10 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def _file(folder: Path, file_type: FileType, rows: list[dict[str, str]]) -> Path:
+def _file(folder: Path, file_type: FileType, rows: Sequence[Row]) -> Path:
     path = folder / f"rows.{file_type}"
     if file_type == "parquet":
-        parquet.write_table(pa.Table.from_pylist(rows), path)
+        parquet.write_table(pa.Table.from_pylist(list(rows)), path)
     elif file_type == "csv":
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
@@ -62,6 +62,32 @@ def test_whatever_holds_them_the_same_rows_are_read(tmp_path: Path, file_type: F
     ]
     assert found.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
     assert check_rows(path) == RowCheck("messages", 2, (), 0)
+
+
+ASKED, ANSWERED = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+TALK = {"messages": [ASKED, ANSWERED]}
+WRITTEN: dict[WrittenFormat, tuple[Row, Row]] = {
+    "messages": (TALK, TALK),
+    "sharegpt": ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, TALK),
+    "prompt_completion": ({"prompt": "2 + 2?", "completion": "4"}, {"prompt": "2 + 2?", "completion": "4"}),
+    "alpaca": ({"instruction": "2 + 2?", "input": "", "output": "4"}, TALK),
+    "text": ({"text": "2 + 2 = 4"}, {"text": "2 + 2 = 4"}),
+}
+"""A row of each format, and what it becomes."""
+
+
+@pytest.mark.parametrize("file_type", get_args(FileType))
+@pytest.mark.parametrize("written", get_args(WrittenFormat))
+def test_every_format_is_found_in_every_container_that_can_hold_it(
+    tmp_path: Path, file_type: FileType, written: WrittenFormat
+) -> None:
+    row, expected = WRITTEN[written]
+    path = _file(tmp_path, file_type, [row, row])
+    if file_type == "csv" and not all(isinstance(value, str) for value in row.values()):
+        assert 'must be a list of turns, found "' in check_rows(path).problems[0].message
+        return
+    assert read_rows(path).rows == [expected, expected]
+    assert read_rows(path, Layout(file_type, written)).rows == [expected, expected]
 
 
 @pytest.mark.parametrize("file_type", get_args(FileType))

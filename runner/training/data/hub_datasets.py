@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.packaged_modules.cache.cache import Cache
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -68,9 +69,8 @@ def load_hub_dataset(entry: DatasetEntry) -> DatasetRows:
         raise AssertionError("only a pinned hub dataset can be loaded")
     with _explained(entry), _without_bars():
         builder = datasets.load_dataset_builder(entry.hub, revision=entry.revision, **_arguments(entry))
-        # When the hub does not answer, the library takes whatever version its cache has.
         if builder.hash != entry.revision:
-            raise ConnectionError(f"the cache has commit {builder.hash}, not {entry.revision}")
+            builder = _cached(builder, entry.hub, entry.revision)
         table = _prepared(builder, entry)
     reader = RowReader(entry.layout)
     row_format, rows = collect_rows(_raw(table, reader), reader, _source(entry))
@@ -97,6 +97,19 @@ def _arguments(entry: DatasetEntry) -> dict[str, Any]:
         "data_dir": entry.data_dir,
         "data_files": list(entry.data_files) if entry.data_files is not None else None,
     }
+
+
+def _cached(newest: Any, hub: str, commit: str) -> Any:
+    """The builder of a commit in this host's cache: when the hub does not answer, the library takes the newest there.
+
+    Raises:
+        ConnectionError: The cache does not have that commit.
+    """
+    folder = Path(newest.cache_dir).with_name(commit)
+    if not folder.is_dir():
+        raise ConnectionError(f"the cache has commit {newest.hash}, not {commit}")
+    *_, config, version, _ = folder.parts
+    return Cache(repo_id=hub, dataset_name=newest.dataset_name, config_name=config, version=version, hash=commit)
 
 
 def _prepared(builder: Any, entry: DatasetEntry) -> Any:

@@ -2,6 +2,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -21,7 +22,8 @@ from runner.training.data.reading import read_datasets
 pytestmark = pytest.mark.training
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LATER = "fedcba9876543210fedcba9876543210fedcba98"
+EARLIER = "fedcba9876543210fedcba9876543210fedcba98"
+NOWHERE = "0" * 40
 SUMS = '{"question": "2 + 2?", "answer": "4", "level": 1}\n{"question": "3 + 3?", "answer": "6", "level": 1}\n'
 COLUMNS = {"prompt": "question", "completion": "answer"}
 ROWS = [{"prompt": "2 + 2?", "completion": "4"}, {"prompt": "3 + 3?", "completion": "6"}]
@@ -124,6 +126,8 @@ def test_code_in_a_folder_is_refused_and_not_run(folder: Path, tmp_path: Path) -
 
 
 FILES = {"train.jsonl": SUMS.encode(), "test.jsonl": SUMS.splitlines()[0].encode()}
+FILES_AT = {COMMIT: FILES, EARLIER: FILES | {"train.jsonl": SUMS.splitlines()[1].encode()}}
+COMMIT_OF = {"main": COMMIT, "v1": EARLIER}
 REFUSALS = {
     "acme/gated": (403, "GatedRepo"),
     "acme/private": (401, "RepoNotFound"),
@@ -136,11 +140,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """A hub that has `acme/sums`, refuses some others, and hangs up on `acme/silent`."""
 
     protocol_version = "HTTP/1.1"
+    commit = COMMIT
 
     def answer(self, status: int, body: bytes | object, **headers: str) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(content)), "X-Repo-Commit": COMMIT} | headers).items():
+        for name, value in ({"Content-Length": str(len(content)), "X-Repo-Commit": self.commit} | headers).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
@@ -152,9 +157,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(self.path.split("?")[0])
         asked = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        named = re.search("/(?:revision|resolve|paths-info|tree)/([^/]+)", path)
+        revision = named[1] if named else "main"
+        self.commit = COMMIT_OF.get(revision, revision)
+        files = FILES_AT.get(self.commit, {})
         about = [
             {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}  # noqa: S324
-            for name, body in FILES.items()
+            for name, body in files.items()
         ]
         refused = next((refusal for name, refusal in REFUSALS.items() if name in path), None)
         if "acme/silent" in path:
@@ -164,7 +173,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         elif refused is not None and (refused[1] != "GatedRepo" or "/resolve/" in path):
             self.refuse(*refused)  # a gated dataset may be known to everybody, but not read
         elif "/resolve/" in path:
-            body = FILES.get(path.split("/resolve/")[1].partition("/")[2])
+            body = files.get(path.split("/resolve/")[1].partition("/")[2])
             if body is None:
                 self.refuse(404, "EntryNotFound")
             else:
@@ -175,7 +184,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             below = path.split("/tree/")[1].partition("/")[2]
             self.answer(200, [one for one in about if str(one["path"]).startswith(below)])
         else:
-            self.answer(200, {"id": "acme/sums", "sha": COMMIT, "siblings": []})
+            self.answer(200, {"id": "acme/sums", "sha": self.commit, "siblings": []})
 
     do_HEAD = do_POST = do_GET  # noqa: N815  (named by http.server)
 
@@ -226,9 +235,12 @@ def ask_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
 
 def test_a_hub_dataset_is_read_at_its_commit_and_what_the_hub_refuses_is_told(ask_hub: Ask) -> None:
-    whole, part, *refused = ask_hub(
+    whole, part, split, tag, commit, *refused = ask_hub(
         {"hub": "acme/sums"},
         {"hub": "acme/sums", "revision": "main", "data_files": ["te*.jsonl"]},
+        {"hub": "acme/sums", "split": "test"},
+        {"hub": "acme/sums", "revision": "v1"},
+        {"hub": "acme/sums", "revision": EARLIER, "split": "train[:1]"},
         {"hub": "acme/sums", "split": "dev"},
         {"hub": "acme/sums", "revision": "nowhere"},
         {"hub": "acme/gated"},
@@ -237,7 +249,10 @@ def test_a_hub_dataset_is_read_at_its_commit_and_what_the_hub_refuses_is_told(as
         {"hub": "acme/busy"},
     )
     assert (whole["revision"], whole["rows"]) == (COMMIT, ROWS)
-    assert part["revision"] == COMMIT
+    assert (part["revision"], part["rows"]) == (COMMIT, ROWS[:1])
+    assert (split["revision"], split["rows"]) == (COMMIT, ROWS[:1])
+    assert tag == commit
+    assert (tag["revision"], tag["rows"]) == (EARLIER, ROWS[1:])
     assert whole["fingerprint"] != part["fingerprint"]
     assert {answer["code"] for answer in refused} == {"dataset"}
     told = [
@@ -250,13 +265,15 @@ def test_a_hub_dataset_is_read_at_its_commit_and_what_the_hub_refuses_is_told(as
     ]
     assert [answer["message"][: len(start)] for answer, start in zip(refused, told, strict=True)] == told
     assert ["HF_TOKEN" in answer["hint"] for answer in refused] == [False, False, True, True, False, False]
-    # Later, on the same host without a network: the commit that it has, and no other.
-    again, other, branch = ask_hub(
+    # Later, on the same host without a network: any commit that it has, and no other.
+    again, former, other, branch = ask_hub(
         {"hub": "acme/sums", "revision": COMMIT},
-        {"hub": "acme/sums", "revision": LATER},
+        {"hub": "acme/sums", "revision": EARLIER},
+        {"hub": "acme/sums", "revision": NOWHERE},
         {"hub": "acme/sums"},
         offline=True,
     )
     assert again == whole
+    assert (former["revision"], former["rows"]) == (EARLIER, ROWS[1:])
     assert "is not on this host, which is in offline mode" in other["message"]
     assert "pin revision in datasets.toml to a commit" in branch["hint"]
