@@ -35,7 +35,7 @@ def connect_redis(settings: RunnerSettings, *, deadline: float) -> tuple[str, St
     url = resolve_redis_url(settings, max(0.0, deadline - time.monotonic()))
     while True:
         try:
-            return url, Store.connect(url, lease_s=settings.lease_s)
+            return url, Store.connect(url, lease_s=settings.lease_s, retention=settings.retention)
         except UnavailableError as error:
             if time.monotonic() >= deadline:
                 raise

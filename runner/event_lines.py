@@ -14,11 +14,16 @@ _ANY_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(
 )
 
 
+MEASUREMENTS = ("metrics_logged", "loss_evaluated", "checkpoint_saved")
+"""Kinds of which a long history keeps an even choice, always with the newest; all other kinds are milestones."""
+
+
 class StoredEvent(Record):
     """An event in a job's history."""
 
     seq: int
-    """1, 2, 3 … without a gap within one job."""
+    """1, 2, 3 … within one job, without a gap when they are given. One that is missing later was a measurement that has
+    been thinned out; all others are there for as long as the job."""
     attempt: int
     """The attempt it belongs to, 0 before the first claim."""
     event: Annotated[AnyEvent, Field(discriminator="kind")]

@@ -1,8 +1,7 @@
 """What happens to a job, as small immutable records: the whole vocabulary between child, supervisor, store and bot.
 
 Every event reads as a past fact and travels as one JSON object. The training child writes the first group, one object a
-line, on its own file descriptor; the store appends the second group in the same step that changes the job's state.
-Imports nothing that does I/O.
+line, on its own file descriptor; the store appends the second in the same step that changes the job's state. No I/O.
 """
 
 from __future__ import annotations
@@ -344,13 +343,12 @@ class JobClaimed(Event):
 
 
 class JobRequeued(Event):
-    """`job_requeued`: its attempt ended through no fault of its own; it is back in its place."""
+    """`job_requeued`: its attempt ended in `phase` through no fault of its own; it is back in its place."""
 
     kind: Literal["job_requeued"] = "job_requeued"
     reason: Literal["host-lost", "worker-stopped"]
     host: str
     phase: Phase | None = None
-    """Where the attempt stood, None before it had told of any phase."""
 
 
 class StopRequested(Event):

@@ -1,4 +1,4 @@
-"""Puts right what got lost: attempts of dead hosts and tickets that never arrived.
+"""Puts right what got lost: attempts of dead hosts and tickets that never arrived; removes jobs that ended long ago.
 
 Any process may run it, several at once: every step of it is idempotent, and a ticket too many does no harm.
 """
@@ -29,6 +29,8 @@ class Reconciliation:
     """Jobs whose host went silent: queued again, or cancelled where somebody had asked for it."""
     tickets: dict[str, int]
     """Tickets issued, by pool; a pool that lacked none is not in it."""
+    forgotten: int
+    """Finished jobs whose time in Redis was over; at most a hundred a pass."""
 
 
 def reconcile(store: Store, broker: RedisBroker) -> Reconciliation:
@@ -50,7 +52,7 @@ def reconcile(store: Store, broker: RedisBroker) -> Reconciliation:
             tickets[pool] = missing
             for _ in range(missing):
                 issue_ticket(broker, pool)
-    return Reconciliation(expired, tickets)
+    return Reconciliation(expired, tickets, store.forget())
 
 
 def look_every_s(lease_s: float) -> float:

@@ -12,6 +12,17 @@ from runner.errors import UnavailableError
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """How much of the jobs Redis keeps."""
+
+    events: int = 1000
+    """`QLORA_KEEP_EVENTS`: events of one job while it runs, a twentieth when it is over; above that, measurements are
+    thinned evenly and milestones stay."""
+    days: float = 90.0
+    """`QLORA_KEEP_DAYS`: days after its end when a job's record and history go. Adapters and run directories stay."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunnerSettings:
     """Where things lie on this host and how patient we are."""
 
@@ -31,9 +42,20 @@ class RunnerSettings:
     """`QLORA_LEASE_S`, default 120: seconds after which a silent attempt counts as lost."""
     stop_grace_s: float
     """`QLORA_STOP_GRACE_S`, default 60: seconds that a stopping child has for its last checkpoint."""
+    retention: Retention = Retention()
 
 
-def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+LEAST_EVENTS = 100
+
+
+def _events(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal() or int(text) < LEAST_EVENTS:
+        raise UnavailableError(f"{name}={text!r} is not a number of events, {LEAST_EVENTS} at least.")
+    return int(text)
+
+
+def _number(environ: Mapping[str, str], name: str, default: float, unit: str = "seconds") -> float:
     text = environ.get(name, "")
     if not text:
         return default
@@ -42,7 +64,7 @@ def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 < value < float("inf"):
-        raise UnavailableError(f"{name}={text!r} is not a number of seconds greater than 0.", hint=f"Try {default:g}.")
+        raise UnavailableError(f"{name}={text!r} is not a number of {unit} greater than 0.", hint=f"Try {default:g}.")
     return value
 
 
@@ -52,6 +74,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
     Raises:
         UnavailableError: A variable holds something that cannot be meant.
     """
+    defaults = Retention()
     state_dir = Path(environ.get("QLORA_STATE_DIR") or ".qlora").absolute()
 
     def folder(name: str, default: Path) -> Path:
@@ -64,6 +87,10 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
         models_root=folder("QLORA_MODELS_ROOT", state_dir / "models"),
         output_root=folder("QLORA_OUTPUT_ROOT", state_dir / "outputs"),
         host=environ.get("QLORA_HOST") or socket.gethostname(),
-        lease_s=_seconds(environ, "QLORA_LEASE_S", 120.0),
-        stop_grace_s=_seconds(environ, "QLORA_STOP_GRACE_S", 60.0),
+        lease_s=_number(environ, "QLORA_LEASE_S", 120.0),
+        stop_grace_s=_number(environ, "QLORA_STOP_GRACE_S", 60.0),
+        retention=Retention(
+            events=_events(environ, "QLORA_KEEP_EVENTS", defaults.events),
+            days=_number(environ, "QLORA_KEEP_DAYS", defaults.days, unit="days"),
+        ),
     )

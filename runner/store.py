@@ -4,9 +4,10 @@ A change of state and the event that tells of it are one Lua step (`lua/`), chec
 what an attempt writes is also checked against its fencing token. Every step may be repeated after a lost reply: writes
 carry an id and are carried out once. Time is Redis' own. Keys, behind the prefix (`qlora:`):
 
-    job:<id>            hash    the record; also number, place, token (while an attempt holds it), claim
-    job:<id>:events     list    the history, one JSON `StoredEvent` each
-    job:<id>:writes     list    ids of the last writes, to recognise repeats
+    job:<id>            hash    the record; also number, place, token (while an attempt holds it), claim,
+                                thinned (events left out), thin_at (length that is too long)
+    job:<id>:events     list    the history, one JSON `StoredEvent` each; measurements are thinned
+    job:<id>:writes     list    ids of the last writes, to recognise repeats; expires a day after the job's end
     jobs:<state>        zset    job id -> number, one set for each state
     queue:<pool>        zset    job id -> place (priority, then number) of every queued job
     queue:<pool>:<who>  zset    the same of one submitter
@@ -23,8 +24,8 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
     feed                stream  wakes up who waits for news; capped
     counters            hash    number (jobs), token (fencing tokens), news (events), seat (ends of jobs)
     pools               set     every pool that ever had a job
-    request:<id>        string  job id, for submits that come twice
-    claim:<id>          string  job id, for claims that come twice; expires
+    request:<id>        string  job id, for submits that come twice; expires after a week
+    claim:<id>          string  job id, for claims that come twice; expires after an hour
     worker:<name>       string  JSON `WorkerInfo`; expires
     workers             set     names of workers
     server              hash    run id of the Redis process, since when it has been at hand, and when it was asked last
@@ -50,6 +51,7 @@ from runner.events import (
 )
 from runner.jobs import JobRecord, JobState, Priority, WorkerInfo, new_job_id
 from runner.redis_client import build_client, redis_at_hand
+from runner.settings import Retention
 from runner.spec import RunSpec
 from runner.store_records import SCHEMA_VERSION, as_fields, origin_fields, outcome_fields, progress_fields, read_job
 from runner.store_scripts import IllegalMoveError, legal
@@ -98,11 +100,12 @@ class Store(StoreSwitches):
     Args:
         client: Built with `decode_responses=True`; close it with `close`.
         lease_s: Seconds that a claim, a renewal and a worker's announcement hold.
+        retention: How much is kept of a job that writes or ends through this store.
         prefix: What every key begins with, without the colon.
     """
 
     @classmethod
-    def connect(cls, url: str, *, lease_s: float = 120.0) -> Self:
+    def connect(cls, url: str, *, lease_s: float = 120.0, retention: Retention = Retention()) -> Self:  # noqa: B008
         """Connect and make sure that Redis answers.
 
         Raises:
@@ -115,7 +118,7 @@ class Store(StoreSwitches):
         except UnavailableError:
             client.close()
             raise
-        return cls(client, lease_s=lease_s)
+        return cls(client, lease_s=lease_s, retention=retention)
 
     def close(self) -> None:
         """Close the client's connections."""

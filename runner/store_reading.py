@@ -15,6 +15,7 @@ from runner.event_lines import StoredEvent
 from runner.jobs import FINAL_STATES, JobRecord, JobState, WorkerInfo
 from runner.pools import Drain, Freeze, PoolLimits
 from runner.redis_client import redis_at_hand
+from runner.settings import Retention
 from runner.store_records import microseconds, read_job
 from runner.store_scripts import StoreScripts
 
@@ -29,13 +30,24 @@ class StoreReader:
 
     Args:
         client: Built with `decode_responses=True`.
+        lease_s: Seconds that a claim, a renewal and a worker's announcement hold.
+        retention: How much is kept of a job that writes or ends through this store.
         prefix: What every key begins with, without the colon.
     """
 
-    def __init__(self, client: redis.Redis, prefix: str) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        lease_s: float = 120.0,
+        retention: Retention = Retention(),  # noqa: B008 - frozen
+        prefix: str = "qlora",
+    ) -> None:
         self.client = client
+        self.lease_s = lease_s
+        self.retention = retention
         self._prefix = prefix
-        self._scripts = StoreScripts(client, prefix)
+        self._scripts = StoreScripts(client, prefix, keep_events=retention.events)
 
     def get(self, job_id: str) -> JobRecord:
         """Read one job.
@@ -122,10 +134,12 @@ class StoreReader:
         return {host: Drain.model_validate_json(text) for host, text in sorted(drains.items())}
 
     def events(self, job_id: str, after: int = 0) -> list[StoredEvent]:
-        """Read a job's events with `seq` greater than `after`, in order and without a gap."""
-        with redis_at_hand():
-            rows = _texts(self.client.lrange(self._key("job", job_id, "events"), after, -1))
-        return [StoredEvent.model_validate_json(row) for row in rows]
+        """Read a job's events with `seq` greater than `after`, in order, every milestone among them.
+
+        There is no gap in what has not been thinned out (`runner.event_lines.MEASUREMENTS`).
+        """
+        _, rows = self._run("events", job=job_id, after=after)
+        return [stored for stored in map(StoredEvent.model_validate_json, rows) if stored.seq > after]
 
     def feed(self, cursor: str, block_ms: int) -> tuple[str, list[str]]:
         """Wait until any job has news.

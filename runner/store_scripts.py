@@ -8,11 +8,12 @@ from typing import Any
 
 import redis
 
+from runner.event_lines import MEASUREMENTS
 from runner.jobs import TRANSITIONS
 
 _NAMES = (
     "submit", "claim", "renew", "append", "finish", "requeue", "expire", "stop", "settled",
-    "position", "order", "claimable", "limits",
+    "position", "order", "claimable", "limits", "events", "forget",
 )  # fmt: skip
 _TRANSITIONS = {state: dict.fromkeys(following, True) for state, following in TRANSITIONS.items()}
 
@@ -38,12 +39,14 @@ class StoreScripts:
     Args:
         client: Holds text, not bytes.
         prefix: What every key begins with.
+        keep_events: Events that a job's history keeps.
     """
 
-    def __init__(self, client: redis.Redis, prefix: str) -> None:
+    def __init__(self, client: redis.Redis, prefix: str, *, keep_events: int) -> None:
         folder = files("runner") / "lua"
         common = (folder / "common.lua").read_text(encoding="utf-8")
         self._prefix = prefix
+        self._shared = {"transitions": _TRANSITIONS, "keep_events": keep_events, "measurements": MEASUREMENTS}
         self._scripts = {
             name: client.register_script(common + (folder / f"{name}.lua").read_text(encoding="utf-8"))
             for name in _NAMES
@@ -55,6 +58,6 @@ class StoreScripts:
         Returns:
             Its status word and what comes with it, None where nothing does.
         """
-        text = json.dumps(arguments | {"transitions": _TRANSITIONS})
+        text = json.dumps(arguments | self._shared)
         status, *rest = self._scripts[name](keys=[self._prefix], args=[text])
         return status, rest[0] if rest else None

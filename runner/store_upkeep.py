@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 from uuid import uuid4
 
-import redis
-
 from runner.events import JobCancelled, JobFailed, JobRequeued
 from runner.jobs import MOST_LOSSES, POISON_LOSSES, JobRecord, WorkerInfo
 from runner.redis_client import redis_at_hand
@@ -37,17 +35,7 @@ def events_of_giving_back(reason: Literal["host-lost", "worker-stopped"]) -> dic
 
 
 class StoreUpkeep(StoreReader):
-    """Leases that run out, and workers that come and go.
-
-    Args:
-        client: Built with `decode_responses=True`; close it with `close`.
-        lease_s: Seconds that a claim, a renewal and a worker's announcement hold.
-        prefix: What every key begins with, without the colon.
-    """
-
-    def __init__(self, client: redis.Redis, *, lease_s: float = 120.0, prefix: str = "qlora") -> None:
-        super().__init__(client, prefix)
-        self.lease_s = lease_s
+    """Leases that run out, workers that come and go, jobs that are forgotten. Arguments: see `StoreReader`."""
 
     def expire_leases(self) -> list[JobRecord]:
         """Queue again every job whose lease has run out; those that were stopping become cancelled.
@@ -67,6 +55,18 @@ class StoreUpkeep(StoreReader):
             if status != "lost":
                 moved.append(read_job(legal(status, answer)))
         return moved
+
+    def forget(self, most: int = 100) -> int:
+        """Remove what is kept of jobs that ended longer than `retention.days` ago, the oldest first.
+
+        Args:
+            most: Jobs removed in this call.
+
+        Returns:
+            How many were removed.
+        """
+        _, count = self._run("forget", keep_us=round(self.retention.days * 86_400_000_000), most=most)
+        return int(count)
 
     def claimable(self) -> dict[str, int]:
         """Count the queued jobs of every pool that could be claimed at once, as far as a freeze and its limits go."""

@@ -61,7 +61,7 @@ class PoolWorker:
         self._stopping = threading.Event()
         self._stop_asked = False
         self._looking = threading.Lock()
-        self._store = Store.connect(url, lease_s=settings.lease_s)
+        self._store = Store.connect(url, lease_s=settings.lease_s, retention=settings.retention)
         self._broker = build_broker(url)
         now = datetime.now(UTC)
         versions = report_versions(describe_device())

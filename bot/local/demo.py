@@ -51,7 +51,7 @@ def wait_until_ready(settings: RunnerSettings, parts: list[Part]) -> tuple[Works
     wait_for_file(settings.state_dir / "workspace.json", parts)
     workspace = WorkspaceClient.discover(settings.state_dir)
     wait_for_file(settings.state_dir / "redis.json", parts)
-    store = Store.connect(resolve_redis_url(settings), lease_s=settings.lease_s)
+    store = Store.connect(resolve_redis_url(settings), lease_s=settings.lease_s, retention=settings.retention)
     deadline = time.monotonic() + READY_S
     while not (workspace.status()["connections"] and store.workers(POOL)):
         require_alive(parts)

@@ -20,7 +20,9 @@ def jobs_store() -> Iterator[Store]:
         UnavailableError: Redis cannot be found, or does not answer.
     """
     settings = load_settings()
-    store = Store.connect(resolve_redis_url(settings, wait_s=2.0), lease_s=settings.lease_s)
+    store = Store.connect(
+        resolve_redis_url(settings, wait_s=2.0), lease_s=settings.lease_s, retention=settings.retention
+    )
     try:
         yield store
     finally:

@@ -8,4 +8,5 @@ end
 remember(args.job)
 set_fields(args.job, args.fields)
 add_event(args.job, args.event)
+thin_when_long(args.job)
 return { "ok" }

@@ -68,12 +68,74 @@ end
 
 local function add_event(job, event)
     local events = key("job", job, "events")
-    local seq = redis.call("LLEN", events) + 1
+    local seq = redis.call("LLEN", events) + tonumber(field(job, "thinned") or 0) + 1
     local attempt = field(job, "attempt")
     redis.call("RPUSH", events, '{"seq":' .. seq .. ',"attempt":' .. attempt .. ',"event":' .. event .. "}")
     local news = whole(redis.call("HINCRBY", key("counters"), "news", 1))
     redis.call("ZADD", key("news"), news, job)
     redis.call("XADD", key("feed"), "MAXLEN", "~", FEED_LENGTH, news .. "-0", "job", job)
+end
+
+-- Numbers of the events of each kind of measurement, in order.
+local function measurements_in(history)
+    local found = {}
+    for index, text in ipairs(history) do
+        for _, kind in ipairs(args.measurements) do
+            -- Inside a text of the event's the quotes would be escaped.
+            if string.find(text, '"kind":"' .. kind .. '"', 1, true) then
+                found[kind] = found[kind] or {}
+                table.insert(found[kind], { index = index, seq = tonumber(string.match(text, '^{"seq":(%d+)')) })
+            end
+        end
+    end
+    return found
+end
+
+-- Leaves every milestone, and of each kind of measurement an even choice with the first and the newest, so that about
+-- `keep` events remain.
+local function thin(job, keep)
+    local events = key("job", job, "events")
+    local history = redis.call("LRANGE", events, 0, -1)
+    local found, measured = measurements_in(history), 0
+    for _, members in pairs(found) do
+        measured = measured + #members
+    end
+    local share = math.min(1, math.max(0, keep - (#history - measured)) / math.max(1, measured))
+    local dropped, count = {}, 0
+    for _, members in pairs(found) do
+        local first, last = members[1].seq, members[#members].seq
+        local pause = math.max(1, (last - first) / math.max(1, #members * share - 1))
+        local mark = first
+        for position, member in ipairs(members) do
+            if member.seq >= mark or position == #members then
+                mark = first + (math.floor((member.seq - first) / pause) + 1) * pause
+            else
+                dropped[member.index] = true
+                count = count + 1
+            end
+        end
+    end
+    if count == 0 then
+        return
+    end
+    redis.call("DEL", events)
+    for index, text in ipairs(history) do
+        if not dropped[index] then
+            redis.call("RPUSH", events, text)
+        end
+    end
+    redis.call("HINCRBY", job_key(job), "thinned", count)
+end
+
+-- Thins a history that has grown too long to half of what is kept, so that it costs little on average.
+local function thin_when_long(job)
+    local length = redis.call("LLEN", key("job", job, "events"))
+    if length > tonumber(field(job, "thin_at") or args.keep_events) then
+        thin(job, math.floor(args.keep_events / 2))
+        -- Where milestones alone fill it, not every further event may cost a look at all.
+        local left = redis.call("LLEN", key("job", job, "events"))
+        redis.call("HSET", job_key(job), "thin_at", math.max(args.keep_events, left + math.floor(args.keep_events / 4)))
+    end
 end
 
 -- Who is next in a pool. A submitter's own jobs come by place: priority, then number. Between submitters a job comes by
@@ -187,6 +249,11 @@ local function move(job, to, event)
     end
     enter(job, to)
     add_event(job, event)
+    if is_final(to) then
+        thin(job, math.floor(args.keep_events / 20))
+        -- A repeat that comes later than this meets a job that is over.
+        redis.call("EXPIRE", key("job", job, "writes"), 86400)
+    end
 end
 
 -- Back to the queue with an attempt, or to its end where somebody has asked for that. Uses args.write, args.requeued and

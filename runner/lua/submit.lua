@@ -1,7 +1,7 @@
 -- submit(request, job, rank, fields, event): a new job behind those of the same submitter in its pool's queue.
 local request = key("request", args.request)
 local earlier = redis.call("GET", request)
-if earlier then
+if earlier and redis.call("EXISTS", job_key(earlier)) == 1 then
     return record(earlier)
 end
 if redis.call("EXISTS", job_key(args.job)) == 1 then
@@ -25,7 +25,7 @@ redis.call(
     "submitted_at", whole(now_us()),
     "attempt", "0"
 )
-redis.call("SET", request, args.job)
+redis.call("SET", request, args.job, "EX", 7 * 86400)
 redis.call("SADD", key("pools"), pool)
 if not seat(pool, who) then
     sit_down(pool, who)
