@@ -24,6 +24,7 @@ Errors cross processes as the event fields code, message and hint (`runner.event
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -167,6 +168,22 @@ class DiskFullError(TrainingError):
     """No space left where the run directory or the cache lies."""
 
     code = "disk-full"
+
+
+def joined(errors: Sequence[TrainingError]) -> TrainingError:
+    """Tell several errors as one, so that whoever mends the first does not start the job again to meet the second.
+
+    Args:
+        errors: At least one.
+
+    Returns:
+        The only one itself; else one of the first's class and code, with what all of them say.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    messages = dict.fromkeys(error.message for error in errors)
+    hints = dict.fromkeys(error.hint for error in errors if error.hint)
+    return type(errors[0])(" ".join(messages), hint=" ".join(hints) or None, code=errors[0].code)
 
 
 class LadderError(TrainingError):

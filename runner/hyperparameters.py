@@ -6,12 +6,15 @@ Every field is handed on as it is: `[lora]` to `runner.training.loop.lora`, `[tr
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
+from typing_extensions import override
 
 from runner.reports import Rung
-from runner.strict import Names, Spec
+from runner.strict import Contradiction, Names, Spec
 
 
 def _is_not_zero(value: int) -> int:
@@ -73,6 +76,17 @@ class Quantization(Spec):
         return ladder
 
 
+def _is_a_pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"must be a valid pattern ({error})") from error
+    return value
+
+
+_Pattern = Annotated[str, Field(min_length=1), AfterValidator(_is_a_pattern)]
+
+
 class Lora(Spec):
     """The adapter, in PEFT's names."""
 
@@ -81,9 +95,9 @@ class Lora(Spec):
     lora_alpha: Annotated[int, Field(ge=1)] = 32
     """Scale numerator: the update is multiplied by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: str | Names = "all-linear"
+    target_modules: _Pattern | Annotated[Names, Field(min_length=1)] = "all-linear"
     """`all-linear`, a list of module names, or a pattern that whole names match."""
-    exclude_modules: str | Names = ()
+    exclude_modules: _Pattern | Names = ()
     """Modules that `target_modules` would choose and that get no adapter: a list of names, or a pattern."""
     modules_to_save: Names = ()
     """Modules trained and saved whole beside the adapter, such as `lm_head`."""
@@ -99,19 +113,24 @@ class Lora(Spec):
     """Numbers of the layers that get an adapter; empty for all of them."""
     layers_pattern: Names = ()
     """What the model calls its list of layers, where PEFT does not find it by itself; needs `layers_to_transform`."""
-    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = Field(default_factory=dict)
+    rank_pattern: dict[_Pattern, Annotated[int, Field(ge=1, le=1024)]] = Field(default_factory=dict)
     """Another `r` for modules whose names match, such as `{ "layers.0.*q_proj" = 64 }`."""
-    alpha_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    alpha_pattern: dict[_Pattern, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Another `lora_alpha` for modules whose names match."""
 
-    @model_validator(mode="after")
-    def _layers_are_chosen_from_a_list(self) -> Self:
+    @override
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.layers_pattern and not self.layers_to_transform:
-            raise ValueError("layers_pattern says where layers_to_transform counts; set that too, or remove this")
+            yield Contradiction(
+                "says where layers_to_transform counts; set that too, or remove this",
+                ("layers_pattern", "layers_to_transform"),
+            )
         # PEFT ignores the layers where names are matched as one pattern.
         if self.layers_to_transform and isinstance(self.target_modules, str):
-            raise ValueError('layers_to_transform needs target_modules as a list, such as ["q_proj", "v_proj"]')
-        return self
+            yield Contradiction(
+                'needs target_modules as a list, such as ["q_proj", "v_proj"]',
+                ("layers_to_transform", "target_modules"),
+            )
 
 
 class Training(Spec):
@@ -213,19 +232,20 @@ class Training(Spec):
         """Held-out rows at once, before, while and after training."""
         return self.per_device_eval_batch_size or self.per_device_train_batch_size
 
-    @model_validator(mode="after")
-    def _one_warmup(self) -> Self:
+    @override
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.warmup_ratio and self.warmup_steps:
-            raise ValueError("warmup_steps and warmup_ratio both say how long the warmup is; keep one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _evaluation_is_possible(self) -> Self:
+            yield Contradiction(
+                "says how long the warmup is, and so does warmup_steps; keep one of them",
+                ("warmup_ratio", "warmup_steps"),
+            )
         if self.eval_strategy == "no":
             for name in ("load_best_model_at_end", "early_stopping_patience"):
                 if getattr(self, name):
-                    raise ValueError(f'{name} needs eval_strategy = "steps" or "epoch"')
+                    yield Contradiction('needs eval_strategy = "steps" or "epoch"', (name, "eval_strategy"))
         most = self.per_device_train_batch_size
         if self.per_device_eval_batch_size is not None and self.per_device_eval_batch_size > most:
-            raise ValueError(f"per_device_eval_batch_size must be at most per_device_train_batch_size ({most})")
-        return self
+            yield Contradiction(
+                f"must be at most per_device_train_batch_size ({most}), found {self.per_device_eval_batch_size}",
+                ("per_device_eval_batch_size", "per_device_train_batch_size"),
+            )

@@ -7,16 +7,18 @@ Keys are the field's own names: PEFT's for `[lora]`, TRL's and transformers' for
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from typing_extensions import override
 
 from runner.hyperparameters import Lora, Quantization, Training
 from runner.layout import FileType, Layout, WrittenFormat
 from runner.reports import Record
 from runner.row_formats import formats_with
-from runner.strict import Spec
+from runner.strict import Contradiction, Spec
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
@@ -136,31 +138,38 @@ class ProjectSpec(Spec):
     training_type: Literal["qlora"] = "qlora"
     output_directory: Annotated[str, Field(max_length=200), _stays_inside("output root")]
     """Folder under the output root."""
-    traits: Annotated[tuple[Trait, ...], Field(min_length=1, strict=False)]
+    traits: Annotated[
+        tuple[Trait, ...],
+        Field(
+            min_length=1,
+            strict=False,
+            examples=[[{"trait_type": "reasoning", "datasets": [{"dataset_id": 1, "percentage": 100}]}]],
+        ),
+    ]
+    """What to learn, and from which data."""
     quantization: Quantization = Quantization()
     lora: Lora = Lora()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     compute: Compute = Compute()
 
-    @model_validator(mode="after")
-    def _rows_can_be_dealt_out(self) -> Self:
+    @override
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.training.group_by_length and self.compute.gpus > 1:
-            raise ValueError("training.group_by_length goes with compute.gpus = 1: several processes share rows evenly")
-        return self
-
-    @model_validator(mode="after")
-    def _something_is_held_out(self) -> Self:
+            yield Contradiction(
+                "goes with compute.gpus = 1: several processes share rows evenly",
+                ("training.group_by_length", "compute.gpus"),
+            )
         held_out = [
             self.evaluation.held_out_percentage if share.held_out_percentage is None else share.held_out_percentage
             for trait in self.traits
             for share in trait.datasets
         ]
         if self.training.eval_strategy != "no" and not any(held_out):
-            raise ValueError(
-                "training.eval_strategy asks for the loss on held-out rows, but evaluation.held_out_percentage is 0"
+            yield Contradiction(
+                "asks for the loss on held-out rows, but evaluation.held_out_percentage is 0",
+                ("training.eval_strategy", "evaluation.held_out_percentage", "traits"),
             )
-        return self
 
     @field_validator("base_model")
     @classmethod

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sized
+import re
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from runner.errors import Problem
+from runner.strict import ContradictionsError
 from runner.suggestions import did_you_mean
 from runner.toml_lines import KeyPath, dotted, line_of
 
@@ -86,7 +88,9 @@ def _place(raw: object, location: tuple[int | str, ...]) -> tuple[KeyPath, objec
     return path, raw
 
 
-def _explain(error: ErrorDetails, model: type[BaseModel], path: KeyPath, value: object) -> str:
+def _explain(errors: list[ErrorDetails], model: type[BaseModel], path: KeyPath, value: object) -> str:
+    """One sentence for a value; the branches of a union fail one by one, and to the reader it is one finding."""
+    error = errors[0]
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return f"unknown key{did_you_mean(str(path[-1]), _known_keys(model, path[:-1])) or '; remove it'}"
@@ -97,7 +101,9 @@ def _explain(error: ErrorDetails, model: type[BaseModel], path: KeyPath, value: 
         return f"must have at most {context['max_length']} {what}, found {len(cast('Sized', value))}"
     if kind == "value_error" and not isinstance(value, str):
         return str(context["error"])
-    return f"{_wanted(error)}, found {_shown(value)}"
+    wanted = list(dict.fromkeys(_wanted(one) for one in errors))
+    also = [one.removeprefix("must be ") for one in wanted[1:]]
+    return f"{' or '.join([wanted[0], *also])}, found {_shown(value)}{_guess(errors, value)}"
 
 
 def _wanted(error: ErrorDetails) -> str:
@@ -112,6 +118,14 @@ def _wanted(error: ErrorDetails) -> str:
     return str(context["error"]) if kind == "value_error" else error["msg"]
 
 
+def _guess(errors: list[ErrorDetails], value: object) -> str:
+    """Guess which of the permitted words was meant."""
+    if not isinstance(value, str):
+        return ""
+    listed = " ".join(str(error["ctx"]["expected"]) for error in errors if error["type"] == "literal_error")
+    return did_you_mean(value, re.findall(r"'([^']*)'", listed))
+
+
 def find_problems(
     error: ValidationError, model: type[BaseModel], raw: object, *, file: str, lines: Mapping[KeyPath, int]
 ) -> list[Problem]:
@@ -124,17 +138,71 @@ def find_problems(
         file: Its name, for the reader.
         lines: From `runner.toml_lines.key_lines`.
     """
-    found: dict[KeyPath, Problem] = {}
+    found: dict[KeyPath, list[ErrorDetails]] = {}
+    values: dict[KeyPath, object] = {}
     for details in error.errors(include_url=False):
         path, value = _place(raw, details["loc"])
         if details["type"] == "too_short" and value:
             continue  # its entries were counted after they had failed themselves
-        message = _explain(details, model, path, value)
-        if path in found and found[path].message != message and details["type"] in _KINDS:
-            # The branches of a union fail one by one; to the reader it is one finding.
-            message = f"{found[path].message.split(', found')[0]} or {_KINDS[details['type']]}, found {_shown(value)}"
-        found[path] = Problem(message, file=file, line=line_of(lines, path), path=dotted(path) or None)
+        if _contradictions(details, path) is None:
+            found.setdefault(path, []).append(details)
+            values[path] = value
     # A finding about an entry says more than one about the list that holds it.
     holders = {path[:length] for path in found for length in range(len(path))}
-    problems = [problem for path, problem in found.items() if path not in holders]
+    wrong = [path for path in found if path not in holders]
+    told = [(path, _explain(found[path], model, path, values[path])) for path in wrong]
+    told += _all_contradictions(model, raw, wrong)
+    problems = [
+        Problem(message, file=file, line=line_of(lines, path), path=dotted(path) or None)
+        for path, message in dict.fromkeys(told)
+    ]
     return sorted(problems, key=lambda problem: problem.line or 0)
+
+
+def _contradictions(details: ErrorDetails, table: KeyPath) -> list[tuple[list[KeyPath], str]] | None:
+    """What a table says against itself: the keys and the sentence; None for an error of any other kind."""
+    error = details.get("ctx", {}).get("error")
+    if not isinstance(error, ContradictionsError):
+        return None
+    return [([(*table, *key.split(".")) for key in one.keys], one.message) for one in error.found]
+
+
+def _all_contradictions(model: type[BaseModel], raw: object, wrong: list[KeyPath]) -> Iterator[tuple[KeyPath, str]]:
+    """Find those too that pydantic does not look for while something else is wrong in the table, or in one inside it.
+
+    What is wrong is left out, and with it every contradiction that has to do with it.
+    """
+    left_out = list(wrong)
+    while () not in left_out:
+        known = len(left_out)
+        try:
+            model.model_validate(_without(raw, left_out, model))
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                for keys, message in _contradictions(details, _place(raw, details["loc"])[0]) or ():
+                    if not any(_touch(key, path) for key in keys for path in left_out[:known]):
+                        left_out.append(keys[0])
+                        yield keys[0], message
+        if len(left_out) == known:
+            return
+
+
+def _touch(one: KeyPath, other: KeyPath) -> bool:
+    """Whether they are the same place, or one holds the other."""
+    length = min(len(one), len(other))
+    return one[:length] == other[:length]
+
+
+def _without(raw: object, wrong: list[KeyPath], model: type[BaseModel] | None = None) -> object:
+    """A copy without what is wrong; a required key of the top level gets some value that passes in its place."""
+    here = {path[0] for path in wrong if len(path) == 1}
+    below = {part: [path[1:] for path in wrong if path[0] == part and len(path) > 1] for part in (p[0] for p in wrong)}
+    if isinstance(raw, list):
+        return [_without(one, below.get(number, [])) for number, one in enumerate(raw) if number not in here]
+    if not isinstance(raw, Mapping):
+        return raw
+    kept: dict[str, Any] = {key: _without(one, below.get(key, [])) for key, one in raw.items() if key not in here}
+    for name, field in model.model_fields.items() if model is not None else ():
+        if field.is_required() and (name in here or below.get(name)):
+            kept[name] = field.examples[0] if field.examples else "x"
+    return kept

@@ -9,8 +9,24 @@ _FEWEST_LETTERS = 4
 """Of a typed word that is looked for inside longer names, as `epochs` in `num_train_epochs`."""
 
 
-_BROUGHT_ALONG = {"batch_size": "per_device_train_batch_size"}
-"""What people type by habit, where another name is nearer by its letters."""
+_BROUGHT_ALONG = {
+    "batch_size": "per_device_train_batch_size",
+    "adam": "adamw_torch",
+    "adamw": "adamw_torch",
+    "adamw_hf": "adamw_torch",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "lion": "lion_32bit",
+    "16bit": "none",
+    "int4": "4bit",
+    "int8": "8bit",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+}
+"""What people type by habit, where another name is nearer by its letters or none is."""
 
 
 def nearest(typed: str, known: Iterable[str]) -> str | None:

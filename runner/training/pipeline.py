@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,10 @@ from runner.training import ranks
 from runner.training.accelerator import choose_device, describe, peak_bytes
 from runner.training.attempt_files import earlier_baseline, write_receipt, write_spec
 from runner.training.data.chat_template import input_embedding
-from runner.training.data.hub_datasets import pin_datasets
-from runner.training.data.mix import Mix, mix_data
+from runner.training.data.mix import Mix
 from runner.training.loading.failure_marks import is_disk_full, is_out_of_memory
-from runner.training.loading.protected_load import LoadedModel, protected_load
-from runner.training.loop.arguments import resolve_settings, settle_optimizer
+from runner.training.loading.protected_load import LoadedModel, load_weights
+from runner.training.loop.arguments import resolve_settings
 from runner.training.loop.batch_halving import NothingFitsError, as_before, train_within_memory
 from runner.training.loop.best_checkpoint import Evaluations, find_best
 from runner.training.loop.callbacks import Checkpoints, Progress, StopAtStep
@@ -50,11 +49,12 @@ from runner.training.loop.trainer import AdapterTrainer, build_trainer
 from runner.training.memory import free_bytes, release_memory
 from runner.training.outcome.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
 from runner.training.outcome.card import Outcome
-from runner.training.outcome.evaluation import evaluate, prepare_questions
+from runner.training.outcome.evaluation import evaluate
 from runner.training.outcome.held_out import compare_losses
 from runner.training.outcome.verify import PROBE, store_probe
 from runner.training.outcome.verifying_process import VerifyingProcess
 from runner.training.pins import with_earlier_pins
+from runner.training.preparation import prepare
 from runner.training.stopping import StopRequestedError, StopSwitch
 from runner.versions import report_versions
 
@@ -221,29 +221,18 @@ def _train(
     Returns:
         None for a rank other than the first, whose part ends with the training.
     """
-    with _explained_failures(), protected_load(spec, models_root=models_root, emit=emit, stop=stop) as loaded:
-        tokenizer, revision = loaded.tokenizer, loaded.source.revision
-        if revision is not None:
-            # A branch may move: whoever verifies, resumes or repeats this run needs the very commit.
-            spec = spec.model_copy(update={"project": spec.project.model_copy(update={"revision": revision})})
-            write_spec(run_dir, spec)
-        write_receipt(run_dir, loaded.receipt)
-        stop.raise_if_set()
-
-        emit(PhaseStarted(phase=Phase.DATA))
-        unpinned = settle_optimizer(spec, loaded.model.device.type)
-        spec = ranks.from_first(lambda: pin_datasets(unpinned))
+    with _explained_failures(), ExitStack() as stack:
+        prepared = prepare(spec, models_root=models_root, projects_dir=projects_dir, emit=emit, stop=stop)
+        spec = prepared.spec
         project, training = spec.project, spec.project.training
         write_spec(run_dir, spec)
-        mix = mix_data(
-            spec,
-            tokenizer,
-            projects_dir,
-            embedding=input_embedding(loaded.model),
-        )
-        questions = prepare_questions(spec, tokenizer, projects_dir, as_chat=mix.as_chat)
-        emit(mix.event)
-        folder = loaded.source.folder
+
+        loaded = stack.enter_context(load_weights(spec, prepared.opened, emit=emit, stop=stop))
+        tokenizer, revision, folder = loaded.tokenizer, loaded.source.revision, loaded.source.folder
+        write_receipt(run_dir, loaded.receipt)
+        stop.raise_if_set()
+        prepared = prepared.with_embedding(input_embedding(loaded.model), emit)
+        mix, questions = prepared.mix, prepared.questions
         base_fingerprint = ranks.from_first(lambda: fingerprint_base_model(folder)) if revision is None else None
         facts = describe_run(spec, mix, loaded.receipt.rung, base_fingerprint)
         ranks.require_same(facts.tokens, "rows")

@@ -25,17 +25,13 @@ from runner.redaction import redact
 from runner.settings import RunnerSettings, load_settings
 from runner.spec import RunSpec
 from runner.training.accelerator import choose_compute_dtype, choose_device, describe, peak_bytes
-from runner.training.data.mix import Mix, mix_data
-from runner.training.loading.base_model import BaseModel, locate_base_model
-from runner.training.loading.empty_model import build_empty_model
-from runner.training.loading.model_config import load_model_config
+from runner.training.data.mix import Mix
+from runner.training.loading.base_model import BaseModel
 from runner.training.loading.quantized import EffectiveRungError
-from runner.training.loading.tokenizer import load_tokenizer
 from runner.training.loading.weight_estimate import WeightEstimate, estimate_weights
-from runner.training.loop.arguments import settle_optimizer
-from runner.training.loop.lora import add_lora
 from runner.training.loop.training_estimate import estimate_training
 from runner.training.memory import free_bytes
+from runner.training.preparation import prepare
 from runner.training.ranks import require_gpus
 
 if TYPE_CHECKING:
@@ -57,13 +53,11 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
     device = choose_device()
     if device.type == "cuda":
         require_gpus(gpus)
-    spec = settle_optimizer(spec, device.type)
-    source = locate_base_model(spec, settings.models_root)
-    tokenizer = load_tokenizer(source).tokenizer
-    config = load_model_config(source, spec.project.model_type).config
-    mix = mix_data(spec, tokenizer, settings.projects_dir)
-    model = add_lora(build_empty_model(config, source), spec.project.lora, spec.project.training.seed)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    prepared = prepare(
+        spec, models_root=settings.models_root, projects_dir=settings.projects_dir, emit=lambda _event: None
+    )
+    spec, mix, trainable = prepared.spec, prepared.mix, prepared.trainable_parameters
+    source, config = prepared.opened.source, prepared.opened.config.config
     compute_dtype = choose_compute_dtype(device, spec.project.quantization.bnb_4bit_compute_dtype)
     training_bytes = estimate_training(config, spec.project, mix, trainable, compute_dtype)
     # What this process holds, it gives back before the training begins.

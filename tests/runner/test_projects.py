@@ -334,6 +334,63 @@ def test_a_wrong_setting_is_named_with_line_path_and_remedy(
         assert problem == f"good.toml:{expected}"
 
 
+@pytest.mark.parametrize(
+    ("setting", "end"),
+    [
+        ('[training]\noptim = "adam"', "'adagrad', found \"adam\"; did you mean 'adamw_torch'?"),
+        ('[training]\nlr_scheduler_type = "cosin"', "found \"cosin\"; did you mean 'cosine'?"),
+        ('[training]\neval_strategy = "step"', "'no', 'steps' or 'epoch', found \"step\"; did you mean 'steps'?"),
+        ('[quantization]\nbnb_4bit_compute_dtype = "bf16"', "found \"bf16\"; did you mean 'bfloat16'?"),
+        ('[quantization]\nladder = ["4-bit"]', "'4bit', '8bit' or 'none', found \"4-bit\"; did you mean '4bit'?"),
+        ('[lora]\nbias = "lora-only"', "found \"lora-only\"; did you mean 'lora_only'?"),
+        (
+            '[lora]\ninit_lora_weights = "gausian"',
+            "must be true or false or 'gaussian', found \"gausian\"; did you mean 'gaussian'?",
+        ),
+        ('[quantization]\nbnb_4bit_quant_type = "int4"', "must be 'nf4' or 'fp4', found \"int4\""),
+        ('[lora]\ntarget_modules = "("', 'unterminated subpattern at position 0) or a list in [ ], found "("'),
+        (
+            '[lora]\nrank_pattern = { "(" = 4 }',
+            "lora.rank_pattern.(: must be a valid pattern (missing ), unterminated subpattern at position 0)",
+        ),
+    ],
+)
+def test_a_word_that_is_not_permitted_is_shown_with_those_that_are_and_the_nearest(
+    problems: Problems, setting: str, end: str
+) -> None:
+    (problem,) = problems(("[training]\nmax_steps = 5", setting))
+    assert problem.startswith("good.toml:12: ")
+    assert problem.endswith(end)
+
+
+def test_a_wrong_value_hides_no_contradiction(problems: Problems) -> None:
+    settings = [
+        'max_steps = "5"',
+        "warmup_steps = 5",
+        "warmup_ratio = 0.1",
+        "early_stopping_patience = 1",
+        "group_by_length = true",
+        "[compute]",
+        "gpus = 2",
+    ]
+    found = problems(
+        ('"tiny"', "5"),
+        ("max_steps = 5", "\n".join(settings)),
+    )
+    assert found == [
+        "good.toml:2: base_model: must be text in quotes, found 5",
+        'good.toml:12: training.max_steps: must be a whole number, found "5"',
+        "good.toml:14: training.warmup_ratio: says how long the warmup is, and so does warmup_steps; keep one of them",
+        'good.toml:15: training.early_stopping_patience: needs eval_strategy = "steps" or "epoch"',
+        "good.toml:16: training.group_by_length: goes with compute.gpus = 1: several processes share rows evenly",
+    ]
+
+
+def test_a_wrong_value_is_not_taken_for_a_contradiction(problems: Problems) -> None:
+    (problem,) = problems(("max_steps = 5", 'eval_strategy = "step"\nload_best_model_at_end = true'))
+    assert "training.eval_strategy: must be" in problem
+
+
 def test_a_value_that_may_be_of_two_kinds_is_one_problem(problems: Problems) -> None:
     assert problems(("[training]\nmax_steps = 5", "[lora]\ntarget_modules = 5")) == [
         "good.toml:12: lora.target_modules: must be text in quotes or a list in [ ], found 5"
@@ -367,7 +424,7 @@ def test_a_typed_value_is_blamed_on_the_override_and_not_on_a_line(problems: Pro
     overrides = {"max_steps": "many", "ladder": "[4bit, 16bit]", "exact_match": "[2, 7]", "pool": "big"}
     assert problems(overrides=overrides) == [
         "override: pool: cannot be changed for one job; edit it in good.toml",
-        "override: quantization.ladder[1]: must be '4bit', '8bit' or 'none', found \"16bit\"",
+        "override: quantization.ladder[1]: must be '4bit', '8bit' or 'none', found \"16bit\"; did you mean 'none'?",
         'override: training.max_steps: must be a whole number, found "many"',
         "override: evaluation.exact_match[0]: dataset 2 holds plain text, which has no answers to compare with",
         "override: evaluation.exact_match[1]: dataset 7 is not in datasets.toml (there: 1, 2)",
@@ -376,7 +433,7 @@ def test_a_typed_value_is_blamed_on_the_override_and_not_on_a_line(problems: Pro
 
 def test_overrides_that_contradict_each_other_are_to_blame_themselves(problems: Problems) -> None:
     assert problems(overrides={"warmup_steps": "5", "warmup_ratio": "0.1"}) == [
-        "override: training: warmup_steps and warmup_ratio both say how long the warmup is; keep one of them"
+        "override: training.warmup_ratio: says how long the warmup is, and so does warmup_steps; keep one of them"
     ]
 
 

@@ -92,8 +92,8 @@ def test_a_path_inside_its_root_is_fine(path: str) -> None:
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"load_best_model_at_end": True}, "load_best_model_at_end needs eval_strategy"),
-        ({"early_stopping_patience": 2}, "early_stopping_patience needs eval_strategy"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end: needs eval_strategy"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience: needs eval_strategy"),
         ({"per_device_train_batch_size": 4, "per_device_eval_batch_size": 5}, r"at most .* \(4\)"),
     ],
 )

@@ -34,8 +34,8 @@ ORDER = [
     "versions_reported",
     "tokenizer_loaded",
     "config_loaded",
-    "model_loaded",
     "data_mixed",
+    "model_loaded",
     "evaluated",
     "training_started",
     *["metrics_logged"] * 3,
@@ -54,7 +54,7 @@ def test_a_good_run_tells_its_story_in_order_and_exits_0(finished_child: Any) ->
     kinds = [event.kind for event in finished_child.events]
     assert [kind for kind in kinds if kind != "phase_started"] == ORDER
     assert [event.phase for event in finished_child.events if isinstance(event, PhaseStarted)] == [
-        "versions", "tokenizer", "config", "model", "data", "baseline", "training", "evaluation", "saving", "verifying",
+        "versions", "tokenizer", "config", "data", "model", "baseline", "training", "evaluation", "saving", "verifying",
     ]  # fmt: skip
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from runner.training.loading.base_model import BaseModel
+
 _TALK = [
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "b"},
@@ -64,6 +66,30 @@ def settle_chat_template(
         f"The base model's own chat template marks turns with tokens that mean nothing to it: {' and '.join(reasons)}. "
         'A plain template is used instead; training.chat_template = "own" would keep its own.'
     )
+
+
+def has_untrained_marks(
+    tokenizer: PreTrainedTokenizerBase, embedding: Tensor, choice: Literal["auto", "own", "plain"]
+) -> bool:
+    """Whether `settle_chat_template` would put the tokenizer's template aside now that the embedding is known."""
+    return choice == "auto" and tokenizer.chat_template is not None and any(_meaningless_marks(tokenizer, embedding))
+
+
+def stored_embedding(base: BaseModel, model: PreTrainedModel) -> Tensor | None:
+    """Read the input embedding from the weight files, before the model is loaded.
+
+    Args:
+        base: Where the files are.
+        model: The model without its weights, which knows what the tensor is called.
+
+    Returns:
+        (vocabulary, width); None where the files are not on this host yet, or hold it under another name or packed.
+    """
+    module: Any = model.get_input_embeddings()
+    # A tied weight is stored once, under any of its names.
+    names = {name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is module.weight}
+    found = base.read_tensor(names)
+    return found if found is not None and found.is_floating_point() and found.shape == module.weight.shape else None
 
 
 def input_embedding(model: PreTrainedModel) -> Tensor:

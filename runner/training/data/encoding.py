@@ -5,15 +5,20 @@ A token is trained or not because of where it stands, so a pad token that equals
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jinja2 import TemplateError
 
 from runner.errors import DatasetError, TokenizerError
 from runner.row_formats import RowFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 PLAIN_CHAT_TEMPLATE = (
     "{% if bos_token %}{{ bos_token }}{% endif %}"
@@ -36,8 +41,16 @@ class EncodedRow:
     """Same length: whether the token carries loss."""
 
 
+_REFUSALS_TOLD = 5
+"""Rows told of one dataset that the chat template refuses; mostly it refuses all of a kind."""
+
+
 def encode_rows(
-    tokenizer: PreTrainedTokenizerBase, row_format: RowFormat, rows: Sequence[dict[str, Any]]
+    tokenizer: PreTrainedTokenizerBase,
+    row_format: RowFormat,
+    rows: Sequence[dict[str, Any]],
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> list[EncodedRow]:
     """Encode rows of one format; every row ends with a trained end token.
 
@@ -45,9 +58,10 @@ def encode_rows(
         tokenizer: Its `chat_template` renders messages; set `PLAIN_CHAT_TEMPLATE` where there is none.
         row_format: What `runner.training.data.reading` found.
         rows: Rows of that format.
+        numbers: What rows are called when they are refused, counted from 1; by their order where None.
 
     Raises:
-        DatasetError: The chat template cannot be split into turns.
+        DatasetError: The chat template refuses rows, or cannot be split into turns; names the first few.
         TokenizerError: The tokenizer has no end token, or gives no offsets for messages.
     """
     if tokenizer.eos_token_id is None:
@@ -55,7 +69,8 @@ def encode_rows(
     if row_format == "prompt_completion":
         return _encode_prompt_completion(tokenizer, rows)
     if row_format == "messages":
-        return [_encode_messages(tokenizer, row["messages"]) for row in rows]
+        numbers = range(1, len(rows) + 1) if numbers is None else numbers
+        return _of_each(rows, numbers, partial(_encode_messages, tokenizer))
     encoded = encode_texts(tokenizer, [row["text"] for row in rows])
     return [_ended(tokenizer, EncodedRow(ids, [True] * len(ids))) for ids in encoded]
 
@@ -86,19 +101,25 @@ def encode_answered(
 
     Returns:
         The questions, and the answers that would be right; those of conversations without white space around them.
+
+    Raises:
+        DatasetError: The chat template refuses rows; names the first few.
     """
     if row_format == "prompt_completion":
         return encode_texts(tokenizer, [row["prompt"] for row in rows]), [row["completion"] for row in rows]
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
-    questions, answers = [], []
-    for row in rows:
-        messages = row["messages"]
+
+    def ask(messages: list[dict[str, str]]) -> tuple[list[int], str]:
         turn = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+        if not turn:
+            raise _UnsplittableError("it begins with its only answer, so there is nothing to ask")
         text = _render(tokenizer, messages[:turn], ask=True)
-        questions.append(list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
-        answers.append(messages[turn]["content"].strip())
-    return questions, answers
+        question = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return question, messages[turn]["content"].strip()
+
+    asked = _of_each(rows, range(1, len(rows) + 1), ask)
+    return [question for question, _ in asked], [answer for _, answer in asked]
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, row: EncodedRow) -> EncodedRow:
@@ -127,6 +148,35 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str
     return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
 
 
+def _of_each(
+    rows: Sequence[dict[str, Any]], numbers: Sequence[int], render: Callable[[list[dict[str, str]]], T]
+) -> list[T]:
+    """Render every conversation, and tell of all that the chat template refuses."""
+    rendered: list[T] = []
+    refused: list[str] = []
+    for number, row in zip(numbers, rows, strict=True):
+        try:
+            rendered.append(render(row["messages"]))
+        except (TemplateError, _UnsplittableError) as error:
+            refused.append(f"row {number}: {' '.join(str(error).split()) or type(error).__name__}")
+    if refused:
+        told = [*refused[:_REFUSALS_TOLD], *_further(len(refused) - _REFUSALS_TOLD)]
+        raise DatasetError(
+            f"the base model's chat template refuses {'; '.join(told)}.",
+            hint='Bring the turns into the order that the template asks for, set training.chat_template = "plain", or '
+            "use rows with prompt and completion instead of messages.",
+        )
+    return rendered
+
+
+def _further(count: int) -> list[str]:
+    return [f"and {count} more"] if count > 0 else []
+
+
+class _UnsplittableError(Exception):
+    """Where an answer stands in the rendered conversation cannot be found."""
+
+
 def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> EncodedRow:
     if not tokenizer.is_fast:
         raise TokenizerError(
@@ -153,15 +203,13 @@ def _span_of_turn(
     Rendering only what leads up to the turn shows where it begins. Where it ends is searched for, because some
     templates render an earlier turn differently once others follow it.
     """
-    before = _render(tokenizer, messages[:turn], ask=True)
     alone = _render(tokenizer, messages[: turn + 1])
     content = messages[turn]["content"].strip()
+    # Nothing leads up to a turn that begins the conversation but what the template itself writes.
+    before = _render(tokenizer, messages[:turn], ask=True) if turn else text[: max(0, text.find(content))]
     found = text.find(content, len(before)) if text.startswith(before) else -1
     if found < 0 or content not in alone:
-        raise DatasetError(
-            "The base model's chat template cannot be split into turns, so answers cannot be trained apart.",
-            hint="Use rows with prompt and completion instead of messages.",
-        )
+        raise _UnsplittableError("it cannot be split into turns, so answers cannot be trained apart")
     end = found + len(content)
     tail = alone[alone.rindex(content) + len(content) :].rstrip()
     return len(before), end + len(tail) if text.startswith(tail, end) else end

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from runner.errors import DatasetError, DiskFullError
+from runner.errors import DatasetError, DiskFullError, TrainingError, joined
 from runner.provenance import fingerprint_data
 from runner.row_files import RawRow
 from runner.row_formats import Row, RowReader
@@ -42,16 +42,24 @@ def pin_datasets(spec: RunSpec) -> RunSpec:
     """Replace the branch or tag of each hub dataset by the commit that it means now.
 
     Raises:
-        DatasetError: The hub has no such dataset or revision, refuses, or cannot be reached.
+        DatasetError: The hub has no such dataset or revision, refuses, or cannot be reached; tells of all of them.
     """
     pinned = {}
+    refused: list[TrainingError] = []
     for dataset_id, entry in spec.datasets.items():
         if entry.hub is not None and not _COMMIT.fullmatch(entry.revision or ""):
             try:
                 commit = HfApi().dataset_info(entry.hub, revision=entry.revision).sha
             except Exception as error:
-                raise _refusal(error, entry) from error
+                refusal = _refusal(error, entry)
+                if not isinstance(refusal, TrainingError):
+                    raise
+                refusal.__cause__ = error
+                refused.append(refusal)
+                continue
             pinned[dataset_id] = entry.model_copy(update={"revision": commit})
+    if refused:
+        raise joined(refused) from refused[0].__cause__
     return spec.model_copy(update={"datasets": spec.datasets | pinned}) if pinned else spec
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.errors import DatasetError
+from runner.errors import DatasetError, TrainingError, joined
 from runner.events import DataMixed
 from runner.hyperparameters import Training
 from runner.reports import ShareReport
@@ -51,6 +51,21 @@ class Mix:
     fingerprints: dict[int, str]
     """What pins each dataset, by its id: the SHA-256 of a data file."""
     event: DataMixed
+    has_messages: bool = False
+    """Whether any dataset holds messages, so that the chat template matters."""
+
+
+def require_held_out(mix: Mix) -> None:
+    """Refuse an evaluation during training that would have no rows.
+
+    Raises:
+        DatasetError: None is held out.
+    """
+    if not mix.held_out:
+        raise DatasetError(
+            "training.eval_strategy asks for the loss on held-out rows, but none of the rows is held out.",
+            hint="Raise evaluation.held_out_percentage, use datasets of 10 rows and more, or remove eval_strategy.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +100,15 @@ def mix_data(
             never trained is not found out.
 
     Raises:
-        DatasetError: A file is missing or malformed, or nothing of it can be trained on.
+        DatasetError: Datasets are missing or malformed, or nothing of them can be trained on; tells of all of them.
         TokenizerError: The tokenizer has no end token, or gives no offsets for messages.
     """
     training, evaluation = spec.project.training, spec.project.evaluation
     shares = [(trait.trait_type, share) for trait in spec.project.traits for share in trait.datasets]
     files = read_datasets(spec, sorted({share.dataset_id for _, share in shares}), projects_dir)
     note = None
-    if any(file.format == "messages" for file in files.values()):
+    has_messages = any(file.format == "messages" for file in files.values())
+    if has_messages:
         note = settle_chat_template(tokenizer, embedding, training.chat_template)
     draws = draw_rows(
         shares,
@@ -105,21 +121,27 @@ def mix_data(
     held_out: list[list[_Row]] = []
     reports: list[ShareReport] = []
     repeats = Repeats()
+    refused: list[TrainingError] = []
     for (trait_type, share), draw in zip(shares, draws, strict=True):
         file, entry = files[share.dataset_id], spec.datasets[share.dataset_id]
         try:
-            drawn = _encode(tokenizer, file, draw.trained, training)
-            held_out.append([row for row in _encode(tokenizer, file, draw.held_out, training) if row.tokens_with_loss])
+            rows = _encode(tokenizer, file, [*draw.trained, *draw.held_out], training)
         except DatasetError as error:
-            raise DatasetError(f"{entry.source}: {error.message}", hint=error.hint) from error
+            refused.append(DatasetError(f"{entry.source}: {error.message}", hint=error.hint))
+            continue
+        drawn, held = rows[: len(draw.trained)], rows[len(draw.trained) :]
+        held_out.append([row for row in held if row.tokens_with_loss])
         kept = [row for row in drawn if row.tokens_with_loss]
         longest = max(row.length for row in drawn)
         if not kept:
-            raise DatasetError(
-                f"{entry.source}: every prompt is longer than max_length ({training.max_length} tokens), "
-                "so no answer is left to learn.",
-                hint=f"Raise training.max_length; the longest row has {longest} tokens.",
+            refused.append(
+                DatasetError(
+                    f"{entry.source}: every prompt is longer than max_length ({training.max_length} tokens), "
+                    "so no answer is left to learn.",
+                    hint=f"Raise training.max_length; the longest row of {entry.source} has {longest} tokens.",
+                )
             )
+            continue
         for row in kept:
             repeats.add(share.dataset_id, row.number, row.input_ids)
         trained += kept
@@ -141,6 +163,8 @@ def mix_data(
                 held_out_percentage=asked_of(share, evaluation.held_out_percentage),
             )
         )
+    if refused:
+        raise joined(refused)
     # Once all rows are known: a row may stand in the training of another trait or dataset.
     clean = [[row for row in rows if not repeats.holds(row.input_ids)] for rows in held_out]
     reports = [
@@ -162,6 +186,7 @@ def mix_data(
             max_length=training.max_length,
             note=note,
         ),
+        has_messages=has_messages,
     )
 
 
@@ -172,7 +197,9 @@ def _encode(
     whole = (file.format == "messages" and not training.assistant_only_loss) or (
         file.format == "prompt_completion" and not training.completion_only_loss
     )
-    encoded = encode_rows(tokenizer, file.format, [file.rows[number] for number in numbers])
+    encoded = encode_rows(
+        tokenizer, file.format, [file.rows[number] for number in numbers], numbers=[number + 1 for number in numbers]
+    )
     rows = []
     for number, row in zip(numbers, encoded, strict=True):
         input_ids = row.input_ids[: training.max_length]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from runner.errors import TrainingError, joined
 from runner.rows import DatasetRows, read_rows
 from runner.spec import DatasetEntry, RunSpec
 from runner.training.data.hub_datasets import load_folder, load_hub_dataset, pin_datasets
@@ -22,10 +23,20 @@ def read_datasets(spec: RunSpec, dataset_ids: Iterable[int], projects_dir: Path)
         By dataset id: the rows in one of three formats, and a fingerprint of what was read.
 
     Raises:
-        DatasetError: A dataset is missing or malformed; names it and the first few rows.
+        DatasetError: Datasets are missing or malformed; names each with its first few rows.
+        DiskFullError: One does not fit into the library's cache.
     """
     datasets = pin_datasets(spec).datasets
-    return {dataset_id: _read(datasets[dataset_id], projects_dir) for dataset_id in dataset_ids}
+    read: dict[int, DatasetRows] = {}
+    refused: list[TrainingError] = []
+    for dataset_id in dataset_ids:
+        try:
+            read[dataset_id] = _read(datasets[dataset_id], projects_dir)
+        except TrainingError as error:
+            refused.append(error)
+    if refused:
+        raise joined(refused) from refused[0]
+    return read
 
 
 def _read(entry: DatasetEntry, projects_dir: Path) -> DatasetRows:

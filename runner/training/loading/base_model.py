@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
@@ -27,6 +29,11 @@ from safetensors import SafetensorError, safe_open
 from runner.errors import ConfigError, DiskFullError, MemoryExhaustedError, ModelAccessError, ModelFilesError
 from runner.spec import RunSpec
 from runner.training.loading.failure_marks import is_out_of_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ["*.safetensors"]
@@ -106,6 +113,26 @@ class BaseModel:
                     hint="Delete it and fetch it again; a copy that was interrupted looks like this.",
                 ) from error
         return shapes
+
+    def read_tensor(self, names: Collection[str]) -> Tensor | None:
+        """Read one tensor.
+
+        Args:
+            names: What it may be called.
+
+        Returns:
+            None where no file on this host holds it. Files that are missing or damaged are left for loading to name.
+        """
+        try:
+            for path in self._weight_files():
+                with safe_open(path, framework="pt") as tensors:
+                    for name in tensors.keys():  # noqa: SIM118  # no mapping
+                        if name in names:
+                            tensor: Tensor = tensors.get_tensor(name)
+                            return tensor
+        except (ModelFilesError, SafetensorError, OSError):
+            logger.info("The weights of %s cannot be read yet.", self.name, exc_info=True)
+        return None
 
     def _weight_files(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"

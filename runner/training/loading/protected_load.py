@@ -24,9 +24,9 @@ from runner.training.loading.config_guard import ConfigGuard
 from runner.training.loading.empty_model import choose_model_class
 from runner.training.loading.failures import classify, describe_failure
 from runner.training.loading.ladder import climb_down
-from runner.training.loading.model_config import load_model_config
+from runner.training.loading.model_config import LoadedConfig, load_model_config
 from runner.training.loading.rung import RungLoader
-from runner.training.loading.tokenizer import load_tokenizer
+from runner.training.loading.tokenizer import LoadedTokenizer, load_tokenizer
 from runner.training.stopping import StopSwitch
 
 Emit = Callable[[ChildEvent], None]
@@ -49,14 +49,39 @@ class LoadedModel:
     source: BaseModel
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """What is known of a base model before its weights are read."""
+
+    source: BaseModel
+    tokenizer: LoadedTokenizer
+    config: LoadedConfig
+
+
+def open_base_model(source: BaseModel, model_type: str | None, emit: Emit) -> OpenedModel:
+    """Load tokenizer and configuration; emits `tokenizer_loaded`, `phase_started` and `config_loaded`.
+
+    Args:
+        source: From `locate_base_model`.
+        model_type: The project's.
+        emit: Gets every event.
+
+    Raises:
+        TokenizerError, ConfigError: One of them cannot be read.
+    """
+    tokenizer = load_tokenizer(source)
+    emit(tokenizer.event)
+    emit(PhaseStarted(phase=Phase.CONFIG))
+    config = load_model_config(source, model_type)
+    emit(config.event)
+    return OpenedModel(source, tokenizer, config)
+
+
 @contextmanager
 def protected_load(
     spec: RunSpec, *, models_root: Path, emit: Emit, stop: StopSwitch | None = None
 ) -> Iterator[LoadedModel]:
-    """Load the project's base model on the first rung of its ladder that holds.
-
-    Emits `phase_started` and `tokenizer_loaded`, `config_loaded`, `rung_failed` (any number), `model_loaded`. The
-    config guard is in place inside the block and gone after it.
+    """Load the project's base model from nothing: find it, open it, and load its weights as `load_weights` does.
 
     Args:
         spec: What to load.
@@ -65,20 +90,37 @@ def protected_load(
         stop: Set it to end the ladder between two rungs.
 
     Raises:
-        TokenizerError, ModelAccessError, ModelFilesError, ConfigError, MemoryExhaustedError, DiskFullError: No rung
-            can cure it.
-        LadderError: Every permitted rung failed, or the next would not fit; carries the reasons.
-        StopRequestedError: The switch was set.
+        TokenizerError, ModelAccessError: No rung can cure it; and all that `load_weights` raises.
     """
-    project = spec.project
     emit(PhaseStarted(phase=Phase.TOKENIZER))
     # One rank downloads, and all of them read the same commit.
     source = ranks.from_first(lambda: locate_base_model(spec, models_root))
-    tokenizer = load_tokenizer(source)
-    emit(tokenizer.event)
-    emit(PhaseStarted(phase=Phase.CONFIG))
-    config = load_model_config(source, project.model_type)
-    emit(config.event)
+    opened = open_base_model(source, spec.project.model_type, emit)
+    with load_weights(spec, opened, emit=emit, stop=stop) as loaded:
+        yield loaded
+
+
+@contextmanager
+def load_weights(
+    spec: RunSpec, opened: OpenedModel, *, emit: Emit, stop: StopSwitch | None = None
+) -> Iterator[LoadedModel]:
+    """Load a base model on the first rung of its ladder that holds.
+
+    Emits `phase_started`, `rung_failed` (any number) and `model_loaded`. The config guard is in place inside the block
+    and gone after it.
+
+    Args:
+        spec: What to load.
+        opened: Its tokenizer and configuration.
+        emit: Gets every event.
+        stop: Set it to end the ladder between two rungs.
+
+    Raises:
+        ModelAccessError, ModelFilesError, ConfigError, MemoryExhaustedError, DiskFullError: No rung can cure it.
+        LadderError: Every permitted rung failed, or the next would not fit; carries the reasons.
+        StopRequestedError: The switch was set.
+    """
+    source, tokenizer, config = opened.source, opened.tokenizer, opened.config
     emit(PhaseStarted(phase=Phase.MODEL))
     ranks.from_first(source.fetch_weights)
     with ConfigGuard(choose_model_class(config.config, source)) as guard:

@@ -24,6 +24,24 @@ from runner.training.loading.quantized import compute_in, keep_training_layout, 
 from runner.training.noise import without_bars
 
 
+def require_attention(asked: str | None) -> None:
+    """Refuse an attention kernel that this host does not have.
+
+    Args:
+        asked: The project's `training.attn_implementation`.
+
+    Raises:
+        TrainingError: It needs what is not installed (`attention`).
+    """
+    if asked == "flash_attention_2" and not is_flash_attn_2_available():
+        raise TrainingError(
+            "training.attn_implementation = 'flash_attention_2' needs the package flash-attn and a GPU, which this "
+            "host does not have.",
+            hint="Use 'sdpa', or install flash-attn on the host.",
+            code="attention",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class RungLoader:
     """All that is the same for every rung."""
@@ -84,13 +102,7 @@ class RungLoader:
             Exception: Whatever transformers, bitsandbytes or the model's own code raises.
         """
         attention = self.project.training.attn_implementation
-        if attention == "flash_attention_2" and not is_flash_attn_2_available():
-            raise TrainingError(
-                "training.attn_implementation = 'flash_attention_2' needs the package flash-attn and a GPU, which this "
-                "host does not have.",
-                hint="Use 'sdpa', or install flash-attn on the host.",
-                code="attention",
-            )
+        require_attention(attention)
         with without_bars(), conversion_errors_raised():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.source.folder,

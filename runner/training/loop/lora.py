@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from transformers import set_seed
 
-from runner.errors import TargetModulesError
+from runner.errors import TargetModulesError, joined
 from runner.hyperparameters import Lora
 
 if TYPE_CHECKING:
@@ -33,14 +33,22 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
         seed: `training.seed`.
 
     Raises:
-        TargetModulesError: `target_modules` or `modules_to_save` names what the model does not have.
+        TargetModulesError: `[lora]` names what the model does not have, or what cannot be adapted; tells all of it.
     """
     _check_modules(model, lora)
     config = lora_config(lora)
     # Before, not after: whatever drew random numbers so far must not move the adapter's start.
     set_seed(seed)
-    with without_peft_noise(model):
-        wrapped = get_peft_model(model, config)
+    try:
+        with without_peft_noise(model):
+            wrapped = get_peft_model(model, config)
+    except ValueError as error:
+        # PEFT writes whole modules out.
+        words = " ".join(re.sub(r"\(\n.*\n\)", "", str(error), flags=re.DOTALL).split()).rstrip(".")
+        raise TargetModulesError(
+            f"PEFT does not take [lora] for this base model: {words[:300]}.",
+            hint="Correct target_modules, exclude_modules, modules_to_save or layers_to_transform in the project.",
+        ) from error
     assert isinstance(wrapped, PeftModel)  # noqa: S101  # a mixed model comes only when asked for
     # Left to itself, PEFT reads the base model's config.json again at every save, to see whether the vocabulary was
     # resized. It never is here, and that file may be one that transformers cannot read as it is.
@@ -101,37 +109,56 @@ def settle_precision(model: PeftModel) -> None:
 
 
 def _check_modules(model: PreTrainedModel, lora: Lora) -> None:
-    names = [name for name, _ in model.named_modules() if name]
+    """Refuse all names at once that mean nothing to the model."""
+    modules = {name: module for name, module in model.named_modules() if name}
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers leaves it bare
+    # By the base class: Linear4bit and Linear8bitLt are subclasses of it.
     linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        # By the base class: Linear4bit and Linear8bitLt are subclasses of it.
-        if isinstance(module, torch.nn.Linear) and module is not head
+        _last(name) for name, module in modules.items() if isinstance(module, torch.nn.Linear) and module is not head
     }
-    if lora.target_modules != ALL_LINEAR:
+    everything = {_last(name) for name in modules if not _last(name).isdigit()}
+    found: list[TargetModulesError] = []
+
+    def look_for(setting: str, wanted: Iterable[str], pattern: bool, offered: set[str], also: str = "") -> set[str]:
         chosen = set()
-        for wanted in _as_names(lora.target_modules):
-            matches = {name for name in names if _matches(name, wanted, pattern=isinstance(lora.target_modules, str))}
+        for one in wanted:
+            matches = {name for name in modules if _matches(name, one, pattern=pattern)}
             if not matches:
-                raise TargetModulesError(
-                    f"lora.target_modules names {wanted!r}, which the base model does not have.",
-                    hint=f"It has {_listed(linear)}, or use {ALL_LINEAR!r}.",
+                found.append(
+                    TargetModulesError(
+                        f"lora.{setting} names {one!r}, which the base model does not have.",
+                        hint=f"It has {_listed(offered)}{also}.",
+                    )
                 )
             chosen |= matches
-        modules = dict(model.named_modules())
+        return chosen
+
+    if lora.target_modules != ALL_LINEAR:
+        as_text = isinstance(lora.target_modules, str)
+        also = f", or use {ALL_LINEAR!r}"
+        chosen = look_for("target_modules", _as_names(lora.target_modules), as_text, linear, also)
         if any(modules[name] is head for name in chosen):
-            raise TargetModulesError(
-                "lora.target_modules names the output layer, whose adapter TRL would leave untrained.",
-                hint="Name it in lora.modules_to_save instead, which trains it whole.",
+            found.append(
+                TargetModulesError(
+                    "lora.target_modules names the output layer, whose adapter TRL would leave untrained.",
+                    hint="Name it in lora.modules_to_save instead, which trains it whole.",
+                )
             )
-    for wanted in lora.modules_to_save:
-        if not any(_matches(name, wanted, pattern=False) for name in names):
-            last = {name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()}
-            raise TargetModulesError(
-                f"lora.modules_to_save names {wanted!r}, which the base model does not have.",
-                hint=f"It has {_listed(last)}.",
-            )
+    excludes_by_text = isinstance(lora.exclude_modules, str)
+    look_for("exclude_modules", _as_names(lora.exclude_modules), excludes_by_text, linear)
+    look_for("modules_to_save", lora.modules_to_save, False, everything)
+    for setting in ("rank_pattern", "alpha_pattern"):
+        # PEFT's rule for these: a pattern for the whole name or for its end.
+        patterns = [rf"(.*\.)?({pattern})" for pattern in getattr(lora, setting)]
+        known = [any(re.fullmatch(pattern, name) for name in modules) for pattern in patterns]
+        unknown = [name for name, is_known in zip(getattr(lora, setting), known, strict=True) if not is_known]
+        look_for(setting, unknown, False, linear)
+    if found:
+        raise joined(found)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _as_names(target: str | tuple[str, ...]) -> Iterable[str]:
@@ -141,13 +168,7 @@ def _as_names(target: str | tuple[str, ...]) -> Iterable[str]:
 def _matches(name: str, wanted: str, *, pattern: bool) -> bool:
     """Follow PEFT's rule: text is a pattern for the whole name, a list holds names or ends of names."""
     if pattern:
-        try:
-            return re.fullmatch(wanted, name) is not None
-        except re.error as error:
-            raise TargetModulesError(
-                f"lora.target_modules is text and no valid pattern ({error}).",
-                hint=f'Use {ALL_LINEAR!r}, or a list such as ["q_proj", "v_proj"].',
-            ) from error
+        return re.fullmatch(wanted, name) is not None
     return name == wanted or name.endswith(f".{wanted}")
 
 

@@ -19,10 +19,10 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import SFTTrainer
 from typing_extensions import override
 
-from runner.errors import DatasetError, TrainingError
+from runner.errors import TrainingError
 from runner.hyperparameters import Training
 from runner.training import ranks
-from runner.training.data.mix import HeldOut, Mix
+from runner.training.data.mix import HeldOut, Mix, require_held_out
 from runner.training.loop.arguments import refuse_gpu_optimizer, training_arguments
 from runner.training.loop.best_checkpoint import judge, stops_early
 from runner.training.loop.checkpoints import Checkpoint
@@ -291,11 +291,7 @@ def _share_the_adapter_alone(model: PeftModel) -> None:
 
 def _held_out_rows(mix: Mix) -> Dataset:
     """What the trainer wants to see before it evaluates; `AdapterTrainer.evaluate` takes the rows by trait."""
-    if not mix.held_out:
-        raise DatasetError(
-            "training.eval_strategy asks for the loss on held-out rows, but none of the rows is held out.",
-            hint="Raise evaluation.held_out_percentage, use datasets of 10 rows and more, or remove eval_strategy.",
-        )
+    require_held_out(mix)
     return Dataset.from_dict(
         {
             "input_ids": [row for trait in mix.held_out for row in trait.input_ids],

@@ -117,6 +117,16 @@ def test_what_follows_the_last_answer_is_left_out(tokenizer: Any) -> None:
     assert tokenizer.decode(row.input_ids) == "<user>Hello\n<assistant>Good morning<|end|>"
 
 
+def test_a_conversation_that_begins_with_an_answer_is_trained_on_it(tokenizer: Any) -> None:
+    tokenizer.chat_template = MARKED_TEMPLATE
+
+    [row] = encode_rows(tokenizer, "messages", [{"messages": TALK[1:]}])
+
+    assert _trained_text(tokenizer, row) == "Good morning<|end|>A model<|end|>"
+    with pytest.raises(DatasetError, match="row 1: it begins with its only answer, so there is nothing to ask"):
+        encode_answered(tokenizer, "messages", [{"messages": TALK[1:2]}])
+
+
 def test_a_template_that_mixes_up_its_turns_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for message in messages | reverse %}{{ message['content'] }}{% endfor %}"
 

@@ -151,7 +151,11 @@ def test_the_host_chooses_the_optimizer_and_the_settings_say_so(run_spec: RunSpe
 @pytest.mark.parametrize(
     ("section", "values", "named"),
     [
-        (Training, {"warmup_steps": 5, "warmup_ratio": 0.1}, "warmup_steps and warmup_ratio"),
+        (
+            Training,
+            {"warmup_steps": 5, "warmup_ratio": 0.1},
+            "warmup_ratio: says how long the warmup is, and so does warmup_steps",
+        ),
         (Lora, {"layers_pattern": ["layers"]}, "layers_to_transform"),
         (Lora, {"layers_to_transform": [1]}, "target_modules as a list"),
     ],

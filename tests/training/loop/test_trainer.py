@@ -361,7 +361,6 @@ def test_an_adapter_that_gets_no_gradient_ends_the_run(
     [
         ({"target_modules": ["q_proj", "W_pack"]}, "'W_pack'", "q_proj"),
         ({"target_modules": "nothing.*"}, "'nothing.*'", "all-linear"),
-        ({"target_modules": "("}, "no valid pattern", "q_proj"),
         ({"target_modules": ["lm_head"]}, "output layer", "modules_to_save"),
         ({"modules_to_save": ["score"]}, "'score'", "lm_head"),
     ],

@@ -1,0 +1,104 @@
+"""Begins on an empty model what else would fail only after the base model has loaded: adapter, optimizer, schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import gettempdir
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import Trainer, get_scheduler
+
+from runner.errors import TrainingError, joined
+from runner.spec import RunSpec
+from runner.training.loading.rung import require_attention
+from runner.training.loop.arguments import refuse_gpu_optimizer, training_arguments
+from runner.training.loop.lora import add_lora
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+_STEPS = 20
+"""Of the schedule that is tried; how many it is makes no difference to what it accepts."""
+
+
+def rehearse(spec: RunSpec, model: PreTrainedModel, device: torch.device) -> PeftModel:
+    """Put the adapter onto a model without weights, and make optimizer and schedule for it.
+
+    Args:
+        spec: The attempt's, its optimizer settled.
+        model: From `build_empty_model`.
+        device: What will train.
+
+    Returns:
+        The model with its adapter, still empty.
+
+    Raises:
+        TargetModulesError: `[lora]` names what the model does not have.
+        TrainingError: The host lacks what a setting needs, or optimizer or schedule do not take what they are given.
+            Tells all that is wrong.
+    """
+    refused: list[TrainingError] = []
+    wrapped = None
+    with _noted(refused):
+        wrapped = add_lora(model, spec.project.lora, spec.project.training.seed)
+    with _noted(refused):
+        require_attention(spec.project.training.attn_implementation)
+    _try_optimizer(spec, device, refused)
+    if wrapped is None or refused:
+        raise joined(refused) from refused[0]
+    return wrapped
+
+
+@contextmanager
+def _noted(refused: list[TrainingError]) -> Iterator[None]:
+    try:
+        yield
+    except TrainingError as error:
+        refused.append(error)
+
+
+def _try_optimizer(spec: RunSpec, device: torch.device, refused: list[TrainingError]) -> None:
+    training, on_cpu = spec.project.training, device.type == "cpu"
+    if on_cpu:
+        before = len(refused)
+        with _noted(refused):
+            refuse_gpu_optimizer(training)
+        if len(refused) > before:
+            return
+    # Nothing is written there before training begins.
+    arguments = training_arguments(training, Path(gettempdir()), "float32", on_cpu=on_cpu)
+    with _noted(refused), _explained(f"training.optim_args = {training.optim_args!r}", f"optim = {training.optim!r}"):
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        kind([torch.nn.Parameter(torch.zeros(1))], **options)
+    given = f"training.lr_scheduler_kwargs = {dict(training.lr_scheduler_kwargs)}"
+    with _noted(refused), _explained(given, f"lr_scheduler_type = {training.lr_scheduler_type!r}"):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
+        schedule = get_scheduler(
+            training.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=0,
+            num_training_steps=_STEPS,
+            scheduler_specific_kwargs=dict(training.lr_scheduler_kwargs),
+        )
+        # Some look at what they were given only when they have to use it.
+        for _ in range(_STEPS):
+            optimizer.step()
+            schedule.step()
+
+
+@contextmanager
+def _explained(given: str, of: str) -> Iterator[None]:
+    """Say in the project's words what a library's constructor does not take."""
+    try:
+        yield
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise TrainingError(
+            f"{given} does not suit {of}: {words.rstrip('.')}.",
+            hint=f"Correct or remove {given.partition(' =')[0]}.",
+            code="optimizer",
+        ) from error
