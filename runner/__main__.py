@@ -29,7 +29,7 @@ VERBS = {
     "drain": "let nothing new start on one host",
     "undrain": "let a host take jobs again",
     "versions": "compare the installed libraries with the tested ones",
-    "schema": "print the JSON schema of a project file",
+    "schema": "print the JSON schema of a project file, or of datasets.toml",
     "redis": "run the embedded Valkey, for a machine without Redis",
     "demo-model": "build the demo's tiny base model",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from bot.commands import USAGE
 from bot.local.parts import PARTS
+from runner.__main__ import VERBS
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -25,6 +28,25 @@ def test_every_variable_that_is_read_is_in_the_readme(source: str) -> None:
 def test_every_command_is_in_the_readme() -> None:
     table = README.split("## Commands")[1].split("\n## ")[0]
     assert {verb for verb in USAGE if verb not in table} == set()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_of_the_runner_is_in_the_readme_with_its_options(verb: str) -> None:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"runner.cli.{verb.replace('-', '_')}").add_arguments(parser)
+    options = {word for word in parser.format_usage().replace("[", " ").replace("]", " ").split() if word[:2] == "--"}
+    lines = [line for line in README.splitlines() if re.search(rf"(`|runner ){verb}\b", line)]
+    assert lines
+    assert {option for option in options if option not in " ".join(lines)} == set()
+
+
+def test_every_option_in_the_readmes_table_of_verbs_is_one() -> None:
+    table = [line for line in README.splitlines() if line.startswith("| `")]
+    for verb in VERBS:
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"runner.cli.{verb.replace('-', '_')}").add_arguments(parser)
+        told = {word for line in table if line.startswith(f"| `{verb}") for word in re.findall(r"--[a-z-]+", line)}
+        assert {option for option in told if option not in parser.format_help()} == set()
 
 
 def test_every_module_is_in_the_architecture_page() -> None:

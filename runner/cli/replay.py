@@ -1,4 +1,4 @@
-"""`replay MANIFEST [--run-dir DIR] [--json] [--accept-differences]`: start the run again that an adapter came from.
+"""`replay ADAPTER [--run-dir DIR] [--json] [--accept-differences]`: start the run again that an adapter came from.
 
 Exit status: 0 trained and published, 1 failed, 2 no manifest or other data or base model, 130 stopped by Ctrl-C.
 """
@@ -21,7 +21,7 @@ from runner.settings import load_settings
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument(
-        "manifest", metavar="MANIFEST", help="an adapter's manifest.json or folder, a run directory, or a job's id"
+        "manifest", metavar="ADAPTER", help="an adapter's folder or manifest.json, a run directory, or a job's id"
     )
     add_run_arguments(parser)
     parser.add_argument(

@@ -160,13 +160,6 @@ def test_versions_are_a_table_or_an_event(capsys: pytest.CaptureFixture[str]) ->
     assert "transformers 4.57.2" in capsys.readouterr().out
 
 
-def test_the_schema_describes_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["schema"]) == 0
-
-    schema = json.loads(capsys.readouterr().out)
-    assert schema["properties"]["base_model"]["description"]
-
-
 @pytest.mark.parametrize("words", ["schema", "check demo --json", "--help", "check --help"])
 def test_a_reader_that_has_seen_enough_is_no_error(words: str) -> None:
     reading, writing = os.pipe()
