@@ -22,6 +22,7 @@ from runner.training.loading.base_model import BaseModel
 from runner.training.loading.model_config import load_model_config
 from runner.training.loading.protected_load import protected_load
 from runner.training.loading.quantization_config import ask_for_rung
+from runner.training.loading.quantized import EffectiveRungError, measure_quantization
 from runner.training.loading.weight_estimate import estimate_weights
 
 pytestmark = [
@@ -92,6 +93,20 @@ def test_a_model_stored_in_8_bits_loads_on_that_rung_and_computes_as_one_quantiz
         "8-bit quantization..."
     )
     assert receipt.probe_loss == pytest.approx(plain.probe_loss, rel=1e-3)
+
+
+def test_the_count_of_modules_refuses_what_a_library_loaded_otherwise_than_asked(prequantized_root: Path) -> None:
+    # As transformers answers whoever asks these files for another rung: with a warning and a 4-bit model.
+    settings: Any = BitsAndBytesConfig
+    with pytest.warns(UserWarning, match="already has a `quantization_config`"):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            prequantized_root / "tiny-bnb-4bit", quantization_config=settings(load_in_8bit=True), device_map={"": "cpu"}
+        )
+    counted = measure_quantization(model)
+    counted.check("4bit")
+    for rung in ("8bit", "none"):
+        with pytest.raises(EffectiveRungError, match="28 of 29 linear modules are 4-bit and 0 8-bit"):
+            counted.check(rung)
 
 
 # --- by another library -------------------------------------------------------------------------------------------

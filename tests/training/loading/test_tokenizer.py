@@ -129,20 +129,31 @@ def test_without_a_pad_token_a_reserved_one_is_taken(changed_model: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("tokens", "choice", "expected"),
-    [({"unk_token": "<unk>"}, "unk", "<unk>"), ({}, "eos", "</s>")],
+    ("tokens", "reserved", "choice", "expected"),
+    [
+        ({"pad_token": "word", "unk_token": "<unk>"}, ["<|finetune_right_pad_id|>"], "existing", "word"),
+        (
+            {"unk_token": "<unk>"},
+            ["<|reserved_special_token_0|>", "<|finetune_right_pad_id|>"],
+            "reserved",
+            "<|finetune_right_pad_id|>",
+        ),
+        ({"unk_token": "<unk>"}, [], "unk", "<unk>"),
+        ({}, [], "eos", "</s>"),
+    ],
 )
-def test_without_a_reserved_token_the_unknown_or_end_token_pads(
-    tmp_path: Path, tokens: dict[str, str], choice: str, expected: str
+def test_the_pad_token_is_the_first_there_is_of_its_own_a_reserved_the_unknown_and_the_end_token(
+    tmp_path: Path, tokens: dict[str, str], reserved: list[str], choice: str, expected: str
 ) -> None:
-    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2, "word": 3}
+    vocabulary = {token: row for row, token in enumerate(["<s>", "</s>", "<unk>", "word", *reserved])}
     Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"} | tokens
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     loaded = load_tokenizer(base_model(tmp_path))
     assert (loaded.event.pad_choice, loaded.event.pad_token) == (choice, expected)
-    assert loaded.event.vocab_size == 4
+    # Nothing was added, so no embedding has to grow.
+    assert loaded.event.vocab_size == len(vocabulary)
 
 
 def test_a_tokenizer_without_any_token_to_pad_with_is_refused(tmp_path: Path) -> None:
