@@ -70,6 +70,7 @@ def test_rows_are_cut_at_max_length_and_counted(tokenizer: Any, make_spec: MakeS
     assert mix.event.truncated_rows == 1
     assert mix.event.longest_tokens > 16
     assert max(map(len, mix.input_ids)) == 16
+    assert mix.event.shares[0].total_tokens == sum(map(len, mix.input_ids))
     [warning] = mix.event.warnings
     assert warning == (
         "rows 1: 1 of 2 rows (50 %) cut at max_length (16 tokens), so they do not teach where to end. Raise "

@@ -137,6 +137,17 @@ def test_what_a_failed_rung_held_is_given_back_and_measured(
         assert event.failed.held_bytes is not None
         assert event.failed.held_bytes < receipt.model_bytes / 5
 
+    kept: list[Any] = []
+
+    def keep_the_model(self: Any, **_: Any) -> None:
+        kept.append(self)
+        look_at_a_shape(self)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", keep_the_model)
+    _, (*_, failed) = failing_load(make(base_model="wide", quantization={"ladder": ["8bit"]}), wide_root)
+    assert len(kept) == 1
+    assert failed.failed.held_bytes > receipt.model_bytes * 0.8
+
 
 def test_the_rung_that_failed_leaves_no_model_behind(
     make: Make, stubborn_root: Path, monkeypatch: pytest.MonkeyPatch
