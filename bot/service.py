@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.commands import Command, Help, Jobs, Projects, Start, Status, Stop, Versions
 from bot.story import Story, tell_all
-from runner.errors import JobError, UnavailableError, UsageError
-from runner.jobs import ACTIVE_STATES, FINAL_STATES, JobRecord, JobState, WorkerInfo
+from runner.errors import UnavailableError, UsageError
+from runner.job_names import find_job
+from runner.jobs import ACTIVE_STATES, JobRecord, JobState, WorkerInfo
 from runner.pools import Drain, Freeze
 from runner.projects import ProjectListing, list_projects, load_project
 from runner.store import Store
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
     from dramatiq.brokers.redis import RedisBroker
 
 LISTED_JOBS = 15
-SEARCHED_JOBS = 500
-"""Newest jobs among which an abbreviated id is looked for."""
-LIVE_STATES = frozenset(JobState) - FINAL_STATES
+SHOWN_RUNNING = 500
+"""Running jobs that `status` reads at most."""
 
 _log = logging.getLogger(__name__)
 
@@ -201,15 +201,15 @@ class Service:
         wanted = command.job or request.job_id
         if wanted is None:
             raise UsageError("Which job?", hint="Name it, or mention me with `stop` inside its thread.")
-        return StopAnswer(self._store.request_stop(self._find(wanted).id, request.user))
+        return StopAnswer(self._store.request_stop(find_job(self._store, wanted).id, request.user))
 
     def _status(self, command: Status, request: Request) -> Overview | JobStatus:
         wanted = command.job or request.job_id
         if wanted is not None:
-            job = self._find(wanted)
+            job = find_job(self._store, wanted)
             position = self._store.position(job.id) if job.state is JobState.QUEUED else None
             return JobStatus(job, self._story(job), position)
-        running = self._store.jobs(SEARCHED_JOBS, ACTIVE_STATES)
+        running = self._store.jobs(SHOWN_RUNNING, ACTIVE_STATES)
         waiting = [pool for pool, length in self._store.queue_lengths().items() if length]
         return Overview(
             running=tuple(self._story(job) for job in running),
@@ -221,32 +221,3 @@ class Service:
 
     def _story(self, job: JobRecord) -> Story:
         return tell_all(job, self._store.events(job.id))
-
-    def _find(self, wanted: str) -> JobRecord:
-        """The job that a full id, the start of one, or a project's name means; jobs that are not over come first.
-
-        Raises:
-            JobError: None, or several.
-        """
-        live = self._store.jobs(SEARCHED_JOBS, LIVE_STATES)
-        recent = self._store.jobs(SEARCHED_JOBS)
-        for jobs in (live, recent):
-            exact = [job for job in jobs if job.id == wanted]
-            if exact:
-                return exact[0]
-        for jobs in (live, recent):
-            started = [job for job in jobs if job.id.startswith(wanted)]
-            of_project = [job for job in jobs if job.project == wanted]
-            for candidates in (of_project, started):
-                if len(candidates) == 1 or (candidates and jobs is recent and candidates is of_project):
-                    # Of a project whose jobs are all over, the newest is meant.
-                    return candidates[0]
-            if of_project or started:
-                raise _ambiguous(wanted, of_project or started)
-        return self._store.get(wanted)
-
-
-def _ambiguous(wanted: str, jobs: Iterable[JobRecord]) -> JobError:
-    ids = [job.id for job in jobs]
-    shown = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")  # noqa: PLR2004 - enough to choose from
-    return JobError(f"{wanted!r} can mean {len(ids)} jobs.", hint=f"Name one: {shown}.", code="job-ambiguous")

@@ -23,6 +23,7 @@ VERBS = {
     "merge": "merge an adapter into its base model's 16-bit weights",
     "push": "upload an adapter or a merged model to a model hub",
     "worker": "take jobs from the queue and run them on this host",
+    "retry": "queue a job again that is over, with other settings or from its checkpoint",
     "limits": "show or set how many jobs may run and wait in a pool",
     "freeze": "let nothing new start in any pool; running jobs go on",
     "unfreeze": "let jobs start again",

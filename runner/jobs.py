@@ -95,6 +95,10 @@ class JobRecord(Record):
     submitted_at: AwareDatetime
     origin: dict[str, str] = Field(default_factory=dict)
     """Where to report, opaque to the runner: the bot keeps channel and message here."""
+    retry_of: str | None = None
+    """Id of the job that this one repeats, with `spec.overrides` on top of its settings."""
+    resume: bool = False
+    """Whether it goes on from the newest checkpoint of `retry_of`."""
     state: JobState = JobState.QUEUED
     attempt: int = 0
     """Attempts begun; 0 while it has never run."""

@@ -110,7 +110,7 @@ def load_project(projects_dir: Path, name: str, overrides: Mapping[str, str] | N
         line = file.lines.get(("name",))
         message = f"must equal the file's name, {json.dumps(name)}, found {json.dumps(raw['name'][:60])}"
         problems.append(Problem(message, file=file.name, line=line, path="name"))
-    datasets, data_problems = _named_datasets(projects_dir, file, raw)
+    datasets, data_problems = _named_datasets(projects_dir, _read_toml(projects_dir / CATALOG), file, raw)
     problems = refused + [_blamed(problem, file.name, changed) for problem in problems + data_problems]
     if problems or spec is None:
         raise SpecError(name, _in_reading_order(problems, file.name))
@@ -120,6 +120,36 @@ def load_project(projects_dir: Path, name: str, overrides: Mapping[str, str] | N
         unchecked=tuple(dataset_id for dataset_id, found in datasets.items() if not found.checked),
         overrides=changed,
         stated=_stated(file.raw),
+    )
+
+
+def change_settings(projects_dir: Path, former: RunSpec, overrides: Mapping[str, str]) -> RunSpec:
+    """The spec of an earlier job with other settings, checked as a project file's is; the file itself is not read.
+
+    Args:
+        projects_dir: Where its local data lie.
+        former: As the earlier job ran.
+        overrides: `key=value` pairs as typed; keys may be dotted paths or bare names.
+
+    Raises:
+        SpecError: The overrides do not fit, or a data file has problems by now; carries all of them.
+    """
+    name = former.project.name
+    file = _TomlFile(f"{name}.toml", former.project.model_dump(mode="json"), {})
+    raw, changed, problems = apply_overrides(file.raw, overrides, file=file.name)
+    spec, found = _validated(raw, file)
+    entries = {str(key): entry.model_dump(mode="json", exclude_none=True) for key, entry in former.datasets.items()}
+    datasets, data_problems = _named_datasets(projects_dir, _TomlFile(CATALOG, entries, {}), file, raw)
+    # The former settings were valid, so whatever is wrong with the new ones was typed.
+    problems += [replace(one, file=OVERRIDE) if one.file == file.name else one for one in found + data_problems]
+    if problems or spec is None:
+        raise SpecError(name, _in_reading_order(problems, file.name))
+    return former.model_copy(
+        update={
+            "project": spec,
+            "unchecked": tuple(dataset_id for dataset_id, dataset in datasets.items() if not dataset.checked),
+            "overrides": former.overrides | changed,
+        }
     )
 
 
@@ -205,10 +235,9 @@ class _Dataset:
 
 
 def _named_datasets(
-    projects_dir: Path, file: _TomlFile, raw: Mapping[str, Any]
+    projects_dir: Path, catalog: _TomlFile, file: _TomlFile, raw: Mapping[str, Any]
 ) -> tuple[dict[int, _Dataset], list[Problem]]:
     """Look up and check every dataset that the project names, each once."""
-    catalog = _read_toml(projects_dir / CATALOG)
     problems = list(catalog.problems)
     looked_up: dict[int, _Dataset] = {}
     for mention in () if catalog.problems else _mentions(raw):

@@ -2,7 +2,7 @@
 
 <output root>/<output_directory>/<job>/
     adapter/                      the published adapter: there only whole, by one rename
-    attempt-<n>/                  one folder an attempt, readable by its owner only
+    attempt-<n>/                  one folder an attempt, readable by its owner only; 0: of the job that this one repeats
         spec.json                 the resolved RunSpec
         events.jsonl  train.log   what the child reported, and what it and its libraries printed
         checkpoints/checkpoint-<step>/   complete only when it holds `complete`: how it was trained
@@ -156,6 +156,46 @@ def newest_checkpoint(job_dir: Path) -> Path | None:
         if name is not None:
             found.append((int(name[1]), marker.parents[2].name, marker.parent))
     return max(found)[2] if found else None
+
+
+def adopt_checkpoint(run_directory: RunDirectory, former_job: str) -> None:
+    """Let a job go on from the newest complete checkpoint of the job that it repeats.
+
+    The checkpoint appears as that of an `attempt-0`, with the former attempt's `spec.json`, which pins commits, and
+    what it reported, so that all is found as an earlier attempt's is. Files are linked, else copied. Changes nothing
+    once this job has a checkpoint of its own.
+
+    Raises:
+        UnavailableError: This host sees no such checkpoint (`checkpoint-missing`), or the file system refuses.
+    """
+    if run_directory.newest_checkpoint() is not None:
+        return
+    former = run_directory.job_dir.parent / former_job
+    checkpoint = newest_checkpoint(former) if _JOB_ID.fullmatch(former_job) and not former.is_symlink() else None
+    if checkpoint is None:
+        raise UnavailableError(
+            f"This host sees no checkpoint of job {former_job} in {former}.",
+            hint="Put the output root on a file system that all hosts share, or retry the job without resuming.",
+            code="checkpoint-missing",
+        )
+    scratch = run_directory.job_dir / ".adopted"
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        (scratch / "checkpoints").mkdir(mode=0o700, parents=True)
+        shutil.copytree(checkpoint, scratch / "checkpoints" / checkpoint.name, copy_function=_link)
+        for name in ("spec.json", "events.jsonl"):
+            if (checkpoint.parents[1] / name).is_file():
+                shutil.copyfile(checkpoint.parents[1] / name, scratch / name)
+        scratch.rename(run_directory.job_dir / "attempt-0")
+    except OSError as error:
+        raise _unusable(run_directory.job_dir, error) from error
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def checkpoint_step(checkpoint: Path) -> int:

@@ -134,6 +134,8 @@ class Store(StoreSwitches):
         origin: dict[str, str],
         request_id: str,
         priority: Priority = "normal",
+        retry_of: str | None = None,
+        resume: bool = False,
     ) -> JobRecord:
         """Put a job into its pool's queue, behind the submitter's own; `job_queued` tells its true position.
 
@@ -143,6 +145,8 @@ class Store(StoreSwitches):
             origin: Where to report, opaque here.
             request_id: Unique for one wish; a repeat gets the job of the first call, whatever else it says.
             priority: Jobs of a higher priority are claimed first.
+            retry_of: The job that this one repeats (`runner.retrying`).
+            resume: Whether it goes on from that job's newest checkpoint.
 
         Raises:
             PolicyError: `limit-reached`: too many jobs wait already, see `runner.pools.PoolLimits`.
@@ -156,6 +160,8 @@ class Store(StoreSwitches):
             "submitted_by": submitted_by,
             **origin_fields(origin),
         }
+        if retry_of is not None:
+            fields |= {"retry_of": retry_of, "resume": str(int(resume))}
         while True:
             job_id = new_job_id(spec.project.name)
             status, answer = self._run(

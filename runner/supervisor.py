@@ -17,7 +17,7 @@ from runner.errors import QLoRAError
 from runner.events import FinalEvent, JobCancelled, JobFailed, JobSucceeded, RunFailed, RunInterrupted, RunSucceeded
 from runner.jobs import JobState
 from runner.redaction import redact
-from runner.run_directory import RunDirectory, checkpoint_step, create_attempt
+from runner.run_directory import RunDirectory, adopt_checkpoint, checkpoint_step, create_attempt
 from runner.settings import RunnerSettings
 from runner.store import Claim, LostLease, Store
 
@@ -88,6 +88,8 @@ class _Attempt:
         job = self._claim.job
         try:
             run_directory = create_attempt(self._settings.output_root, job.spec, job.id, job.attempt)
+            if job.resume and job.retry_of is not None:
+                adopt_checkpoint(run_directory, job.retry_of)
             with self._spawn(run_directory.path) as child:
                 end = self._watch(child)
             self._link.drain(give_up=self._out_of_time)

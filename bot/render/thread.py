@@ -64,7 +64,7 @@ def render_milestone(  # noqa: C901, PLR0911, PLR0912 - one short case a kind of
     """
     match stored.event:
         case JobQueued() as event:
-            return _queued(event, pool_is_served=pool_is_served, frozen=frozen)
+            return _queued(event, story.record, pool_is_served=pool_is_served, frozen=frozen)
         case JobClaimed() as event:
             return _claimed(event)
         case JobRequeued() as event:
@@ -129,9 +129,12 @@ def frozen_line(freeze: Freeze) -> str:
     return f"⛔ Frozen by {person(freeze.by)}, nothing new starts: {escape(keep_end(freeze.reason, ERROR_LIMIT))}"
 
 
-def _queued(event: JobQueued, *, pool_is_served: bool, frozen: Freeze | None) -> Message:
+def _queued(event: JobQueued, job: JobRecord, *, pool_is_served: bool, frozen: Freeze | None) -> Message:
     following = " · next to run" if event.position == 1 else ""
     lines = [f"Queued in pool {code(event.pool)} · position {event.position}{following}"]
+    if job.retry_of is not None:
+        start = "goes on from its newest checkpoint" if job.resume else "begins again"
+        lines.append(f"A retry of {code(job.retry_of)} that {start}")
     if frozen is not None:
         lines.append(frozen_line(frozen))
     if not pool_is_served:

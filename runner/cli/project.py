@@ -57,10 +57,15 @@ def named_project(arguments: argparse.Namespace) -> NamedProject:
         if not path.is_file():
             raise UsageError(f"There is no file {name}.", code="unknown-project")
         name, settings = path.stem, replace(settings, projects_dir=path.parent)
-    return NamedProject(name, settings, _overrides(arguments.overrides))
+    return NamedProject(name, settings, read_overrides(arguments.overrides))
 
 
-def _overrides(words: list[str]) -> dict[str, str]:
+def read_overrides(words: list[str]) -> dict[str, str]:
+    """Read `key=value` words.
+
+    Raises:
+        UsageError: A word is none, or a key comes twice.
+    """
     overrides: dict[str, str] = {}
     for word in words:
         key, separator, value = word.partition("=")

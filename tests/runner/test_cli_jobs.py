@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from dramatiq.brokers.redis import RedisBroker
 
 from runner.__main__ import main
-from runner.jobs import JobRecord, WorkerInfo
+from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.pools import PoolLimits
+from runner.projects import load_project
+from runner.queue import tickets_waiting
 from runner.store import Store
 
 
@@ -19,6 +23,7 @@ def _address(store: Store, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("REDIS_URL", valkey_url)
 
 
+PROJECTS = Path(__file__).parents[2] / "projects"
 Submit = Callable[..., JobRecord]
 Capture = pytest.CaptureFixture[str]
 
@@ -68,6 +73,30 @@ def test_draining_a_host_that_nobody_has_heard_of_says_so(
     store.announce(some_worker)
 
     assert "Did you mean host-a?" in run("drain", "hosta", capsys=capsys)
+
+
+# --- retry -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_queued_again_with_changes(
+    store: Store, broker: RedisBroker, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("QLORA_PROJECTS_DIR", str(PROJECTS))
+    spec = load_project(PROJECTS, "demo")
+    former = store.submit(
+        spec, submitted_by="U1", origin={"channel": "C1", "thread_ts": "1.2"}, request_id="r", priority="low"
+    )
+    assert "is queued" in run("retry", former.id, capsys=capsys, status=1)
+    store.request_stop(former.id, "U2")
+
+    said = run("retry", "demo", "lora.r=4", capsys=capsys)
+
+    [job] = store.jobs(states=[JobState.QUEUED])
+    assert said.startswith(f"Queued {job.id} in pool local, a retry of {former.id}.\nPosition 1.")
+    assert (job.retry_of, job.priority, job.origin) == (former.id, "low", {"channel": "C1"})
+    assert (job.spec.project.lora.r, job.spec.overrides) == (4, {"lora.r": "4"})
+    assert tickets_waiting(broker, "local") == 1
+    assert "no checkpoint" in run("retry", former.id, "--resume", capsys=capsys, status=1)
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

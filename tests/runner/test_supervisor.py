@@ -14,7 +14,7 @@ from runner.child import Child, Spawn
 from runner.embedded_redis import EmbeddedRedis
 from runner.jobs import JobState, WorkerInfo
 from runner.redis_client import build_client
-from runner.settings import RunnerSettings, load_settings
+from runner.settings import Retention, RunnerSettings, load_settings
 from runner.spec import RunSpec
 from runner.store import Claim, Store
 from runner.supervisor import AttemptEnd, run_attempt
@@ -311,8 +311,9 @@ def own_server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 def own_bench(
     own_server: EmbeddedRedis, run_spec: RunSpec, settings: RunnerSettings, eventually: Eventually
 ) -> Iterator[Bench]:
-    # Short, so that a silent server costs replies and not only time.
-    store = Store(build_client(own_server.url, decode_responses=True, timeout_s=0.3))
+    # Short, so that a silent server costs replies and not only time; and every event is kept after the end.
+    client = build_client(own_server.url, decode_responses=True, timeout_s=0.3)
+    store = Store(client, retention=Retention(events=2000))
     yield Bench(store, run_spec, settings, eventually)
     store.close()
 

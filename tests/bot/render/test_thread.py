@@ -82,6 +82,17 @@ def test_queued_tells_the_position(render: Render) -> None:
     assert [_lines(message) for message in third] == [["Queued in pool `cpu` · position 3"]]
 
 
+@pytest.mark.parametrize(
+    ("resume", "told"), [(True, "that goes on from its newest checkpoint"), (False, "that begins again")]
+)
+def test_queued_says_what_a_retry_repeats(job: JobRecord, *, resume: bool, told: str) -> None:
+    again = job.model_copy(update={"retry_of": "demo-aaaaa", "resume": resume})
+    stored = StoredEvent(seq=1, attempt=0, event=JobQueued(position=1, pool="cpu"))
+    message = render_milestone(Story(again), stored)
+    assert message is not None
+    assert _lines(message)[1] == f"A retry of `demo-aaaaa` {told}"
+
+
 def test_queued_says_plainly_why_a_job_does_not_start(job: JobRecord) -> None:
     stored = StoredEvent(seq=1, attempt=0, event=JobQueued(position=1, pool="cpu"))
     freeze = Freeze(reason="new driver", by="U0ANN", at=AT)

@@ -1,0 +1,59 @@
+"""`retry JOB [key=value …] [--resume]`: queue a job again that is over, with other settings or from its checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from uuid import uuid4
+
+from runner.cli.jobs_store import jobs_store, login_name
+from runner.cli.project import read_overrides
+from runner.embedded_redis import resolve_redis_url
+from runner.errors import UnavailableError
+from runner.job_names import find_job
+from runner.queue import build_broker, issue_ticket
+from runner.retrying import retry_spec
+from runner.settings import load_settings
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("job", metavar="JOB", help="a job's id, the start of one, or a project's name")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="change a setting of the former job")
+    parser.add_argument("--resume", action="store_true", help="go on from its newest checkpoint")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check and queue the new job, and say where it stands."""
+    settings = load_settings()
+    overrides = read_overrides(arguments.overrides)
+    with jobs_store() as store:
+        former = find_job(store, arguments.job)
+        spec = retry_spec(settings.projects_dir, former, overrides, resume=arguments.resume)
+        job = store.submit(
+            spec,
+            submitted_by=login_name(),
+            # Its thread opens in the channel of the former one's.
+            origin={name: former.origin[name] for name in ("channel",) if name in former.origin},
+            request_id=uuid4().hex,
+            priority=former.priority,
+            retry_of=former.id,
+            resume=arguments.resume,
+        )
+        position = store.position(job.id)
+        broker = build_broker(resolve_redis_url(settings))
+        try:
+            issue_ticket(broker, job.pool)
+        except UnavailableError as error:
+            # The job stands; a reconciler issues what is missing.
+            logger.warning("%s: no ticket yet: %s", job.id, error.message)
+        finally:
+            broker.close()
+            broker.client.close()
+    how = f", from its checkpoint of step {former.checkpoint_step}" if arguments.resume else ""
+    print(f"Queued {job.id} in pool {job.pool}, a retry of {former.id}{how}.")
+    if position is not None:
+        print(f"Position {position}. `python -m runner job {job.id}` tells how it goes.")
+    return 0
