@@ -20,8 +20,9 @@ class RungNeeds(Record):
     """At the worst moment of loading."""
     steady_bytes: int
     """Once loaded."""
-    training_bytes: int
-    """At the worst moment of training, with adapter, optimizer and activations of a batch of the longest rows."""
+    training_bytes: int | None
+    """At the worst moment of training, with adapter, optimizer and activations of a batch of the longest rows; None
+    where only a trial can tell."""
 
 
 class Preflight(Record):

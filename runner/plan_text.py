@@ -72,7 +72,7 @@ def _memory(found: Preflight, memory: PlanMemory | None) -> Table:
             _RUNG_NAMES[rung.rung],
             size_text(rung.load_peak_bytes),
             size_text(rung.steady_bytes),
-            size_text(rung.training_bytes),
+            "unknown" if rung.training_bytes is None else size_text(rung.training_bytes),
             f"measured: {size_text(memory.peak_bytes)}" if known and memory is not None else "estimated",
         )
     return table

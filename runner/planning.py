@@ -158,7 +158,7 @@ def _estimated_memory(found: Preflight) -> PlanMemory | None:
     if not found.rungs:
         return None
     first = found.rungs[0]
-    return _memory("estimated", first.rung, max(first.load_peak_bytes, first.training_bytes), found)
+    return _memory("estimated", first.rung, max(first.load_peak_bytes, first.training_bytes or 0), found)
 
 
 def _memory_checks(memory: PlanMemory | None) -> list[PlanCheck]:

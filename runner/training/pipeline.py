@@ -46,6 +46,7 @@ from runner.training.loop.lora import add_lora, settle_precision
 from runner.training.loop.memory_advice import one_row_does_not_fit
 from runner.training.loop.stall_watch import StallWatch
 from runner.training.loop.trainer import AdapterTrainer, build_trainer
+from runner.training.loop.training_estimate import TrainingEstimate
 from runner.training.memory import free_bytes, release_memory
 from runner.training.outcome.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
 from runner.training.outcome.card import Outcome
@@ -360,8 +361,16 @@ def _train_adapter(
             emit=emit,
         )
     except NothingFitsError as error:
-        dtype, room = getattr(torch, receipt.compute_dtype), free_bytes(model.device) or 0
-        raise one_row_does_not_fit(loaded.config, project, mix, trainable, dtype, room=room) from error
+        estimate = TrainingEstimate(
+            loaded.source,
+            loaded.config,
+            project,
+            mix,
+            compute_dtype=getattr(torch, receipt.compute_dtype),
+            device=model.device,
+        )
+        room = free_bytes(model.device) or 0
+        raise one_row_does_not_fit(estimate, project, mix, receipt.rung, room=room) from error
 
 
 @contextmanager

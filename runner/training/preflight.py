@@ -29,7 +29,7 @@ from runner.training.data.mix import Mix
 from runner.training.loading.base_model import BaseModel
 from runner.training.loading.quantized import EffectiveRungError
 from runner.training.loading.weight_estimate import WeightEstimate, estimate_weights
-from runner.training.loop.training_estimate import estimate_training
+from runner.training.loop.training_estimate import TrainingEstimate
 from runner.training.memory import free_bytes
 from runner.training.preparation import prepare
 from runner.training.ranks import require_gpus
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-_KERNEL_BYTES = 280_000_000
-"""What a training process on a CPU takes for compiled kernels and its allocator's reserves, whatever the model; seen
-with torch 2.13 on two threads."""
+_KERNEL_BYTES = 190_000_000
+"""What a training process on a CPU takes for compiled kernels and its allocator's reserves, whatever the model: 80 to
+230 MB, the more the more shapes a run computes on; seen on two threads with torch 2.9 and 2.13."""
 
 
 def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
@@ -58,10 +58,10 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
     )
     spec, mix, trainable = prepared.spec, prepared.mix, prepared.trainable_parameters
     source, config = prepared.opened.source, prepared.opened.config.config
-    compute_dtype = choose_compute_dtype(device, spec.project.quantization.bnb_4bit_compute_dtype)
-    training_bytes = estimate_training(config, spec.project, mix, trainable, compute_dtype)
     # What this process holds, it gives back before the training begins.
     own = peak_bytes(device) if device.type == "cpu" else 0
+    compute_dtype = choose_compute_dtype(device, spec.project.quantization.bnb_4bit_compute_dtype)
+    training = TrainingEstimate(source, config, spec.project, mix, compute_dtype=compute_dtype, device=device)
     return Preflight(
         device=(f"{gpus} x " if gpus > 1 else "") + describe(device),
         available_bytes=_available_bytes(device, gpus, own),
@@ -77,11 +77,16 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
                 rung=weights.rung,
                 load_peak_bytes=own + weights.load_peak_bytes,
                 steady_bytes=own + weights.model_bytes,
-                training_bytes=own + weights.model_bytes + training_bytes + (_KERNEL_BYTES if own else 0),
+                training_bytes=_training_bytes(own, weights, training),
             )
             for weights in _estimate_ladder(spec, source, config, compute_dtype)
         ),
     )
+
+
+def _training_bytes(own: int, weights: WeightEstimate, training: TrainingEstimate) -> int | None:
+    step = training.bytes_of(weights.rung)
+    return None if step is None else own + weights.model_bytes + step + (_KERNEL_BYTES if own else 0)
 
 
 def _available_bytes(device: torch.device, processes: int, own: int) -> int | None:

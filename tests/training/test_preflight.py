@@ -76,7 +76,7 @@ def test_the_arithmetic_is_near_what_the_trial_held(planned: Plan) -> None:
     assert planned.memory.origin == "measured"
     if not torch.cuda.is_available():
         estimated = planned.preflight.rungs[0].training_bytes
-        assert estimated == pytest.approx(planned.memory.peak_bytes, rel=0.35)
+        assert estimated == pytest.approx(planned.memory.peak_bytes, rel=0.2)
 
 
 def test_nothing_of_the_trial_is_left(planned: Plan, settings: RunnerSettings) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from transformers import PretrainedConfig
-
 from runner.errors import MemoryExhaustedError
-from runner.hyperparameters import Training
+from runner.reports import Rung
 from runner.spec import ProjectSpec
 from runner.training.data.mix import Mix
-from runner.training.loop.training_estimate import estimate_training
+from runner.training.loop.training_estimate import TrainingEstimate, longest_batch
 
 _MB = 1_000_000
 _STEP_TOKENS = 8
@@ -18,65 +15,69 @@ _MARGIN = 0.9
 
 
 def one_row_does_not_fit(
-    config: PretrainedConfig,
+    estimate: TrainingEstimate,
     project: ProjectSpec,
     mix: Mix,
-    trainable_parameters: int,
-    compute_dtype: torch.dtype,
+    rung: Rung,
     *,
     room: int,
 ) -> MemoryExhaustedError:
     """Make the error, with figures.
 
     Args:
-        config: Of the base model.
+        estimate: Of what training this base model takes.
         project: As it was tried, its batch size aside.
         mix: The rows.
-        trainable_parameters: Of the adapter.
-        compute_dtype: Of the activations.
+        rung: That the base model was loaded on.
         room: Bytes that a step may take beside the loaded model.
     """
-
-    def needed(rows: int, *, checkpointing: bool) -> int:
-        changes = {"per_device_train_batch_size": rows, "gradient_checkpointing": checkpointing}
-        training = project.training.model_copy(update=changes)
-        tried = project.model_copy(update={"training": training})
-        return estimate_training(config, tried, mix, trainable_parameters, compute_dtype)
-
     training = project.training
-    tokens = _longest(training, mix)
-    whole = needed(1, checkpointing=training.gradient_checkpointing)
+    tokens = longest_batch(training, mix).tokens
+
+    def needed(length: int, *, checkpointing: bool) -> int:
+        changes = {"per_device_train_batch_size": 1, "max_length": length, "gradient_checkpointing": checkpointing}
+        return estimate.bytes_of(rung, training.model_copy(update=changes)) or 0
+
+    def parts(*, checkpointing: bool) -> tuple[int, float]:
+        """What a row takes however short it is, and what each of its tokens takes."""
+        whole, half = (needed(length, checkpointing=checkpointing) for length in (tokens, max(1, tokens // 2)))
+        a_token = (whole - half) / max(1, tokens - tokens // 2)
+        return max(0, whole - int(a_token * tokens)), a_token
+
+    whole = needed(tokens, checkpointing=training.gradient_checkpointing)
+    if not whole:
+        return MemoryExhaustedError(
+            f"Not even one row of {tokens} tokens at a time fits into memory, of which {_megabytes(room)} are free "
+            "beside the loaded base model.",
+            hint="Set training.gradient_checkpointing = true, or lower training.max_length. A pool with more memory "
+            "helps, too.",
+        )
     budget = min(room, int(whole * _MARGIN))
     advice = []
     for checkpointing in sorted({training.gradient_checkpointing, True}):
-        need = needed(1, checkpointing=checkpointing)
-        a_row = needed(2, checkpointing=checkpointing) - need
-        fixed = need - a_row
+        fixed, a_token = parts(checkpointing=checkpointing)
+        need = fixed + int(a_token * tokens)
         switch = "training.gradient_checkpointing = true"
         prefix = f"{switch} and " if checkpointing and not training.gradient_checkpointing else ""
         if prefix and need <= budget:
             advice.append(f"{switch} (about {_megabytes(need)})")
             continue
-        fitting = int((budget - fixed) / (a_row / tokens)) // _STEP_TOKENS * _STEP_TOKENS
+        fitting = int((budget - fixed) / a_token) // _STEP_TOKENS * _STEP_TOKENS if a_token > 0 else 0
         if fitting >= _STEP_TOKENS:
-            estimate = _megabytes(fixed + int(a_row * fitting / tokens))
-            advice.append(f"{prefix}training.max_length = {fitting} (about {estimate})")
-    adapter = whole - (needed(2, checkpointing=training.gradient_checkpointing) - whole)
-    if project.lora.r > 1 and adapter > (whole - budget):
-        advice.append(f"lora.r = {project.lora.r // 2} (about {_megabytes(adapter // 2)} less)")
+            taken = _megabytes(fixed + int(a_token * fitting))
+            advice.append(f"{prefix}training.max_length = {fitting} (about {taken})")
+    fixed, _ = parts(checkpointing=training.gradient_checkpointing)
+    if project.lora.r > 1 and fixed > (whole - budget):
+        advice.append(f"lora.r = {project.lora.r // 2} (at most {_megabytes(fixed // 2)} less)")
     hint = (
         f"What would fit: {'; or '.join(advice)}." if advice else "No setting makes it fit: use a smaller base model."
     )
     return MemoryExhaustedError(
         f"Not even one row of {tokens} tokens at a time fits into memory: a step takes about {_megabytes(whole)} "
-        f"beside the loaded base model, of which {_megabytes(adapter)} for adapter, gradients and optimizer, and "
-        f"{_megabytes(room)} are free.",
+        f"beside the loaded base model, of which {_megabytes(fixed)} however short the row is, as for adapter, "
+        f"gradients and optimizer, and {_megabytes(room)} are free.",
         hint=f"{hint} A pool with more memory helps, too.",
     )
-
-
-def _longest(training: Training, mix: Mix) -> int:
-    return training.max_length if training.packing else max(map(len, mix.input_ids))
 
 
 def _megabytes(number: int) -> str:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from transformers import AutoModelForCausalLM
 
+from runner.hyperparameters import Training
+from runner.reports import Rung
 from runner.spec import ProjectSpec
-from runner.training.data.mix import Mix
-from runner.training.loop.loss import BLOCK_LOGITS, MIN_BLOCK_ROWS
+from runner.training.data.mix import IGNORED_LABEL, Mix
+from runner.training.loading.base_model import BaseModel
+from runner.training.loading.empty_model import build_empty_model
+from runner.training.loading.quantization_config import unquantized_dtype
+from runner.training.loop.lean_lora import make_lora_lean
+from runner.training.loop.lora import add_lora
+from runner.training.loop.loss import add_loss_only_forward
+from runner.training.loop.step_memory import BatchShape, step_bytes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -29,53 +42,122 @@ _OPTIMIZER_BYTES = {
     "sgd": 0,
 }
 """Bytes of optimizer state for each trained parameter; the others keep two moments in float32."""
+_SMALL = {"num_hidden_layers": 1, "vocab_size": 64, "intermediate_size": 64, "pad_token_id": None}
 
 
-def estimate_training(
-    config: PretrainedConfig, project: ProjectSpec, mix: Mix, trainable_parameters: int, compute_dtype: torch.dtype
-) -> int:
-    """Bytes of adapter, gradients, optimizer state and the activations of one batch of the longest rows.
-
-    The shapes are those of a decoder with gated feed-forward layers, as nearly all models of today are; for another
-    kind the result is of the right size, no more.
+class TrainingEstimate:
+    """What a training holds beside the base model's weights on one process, for one rung or batch after another.
 
     Args:
+        source: The base model; only its small files need to be here.
         config: Of the base model.
-        project: Its `[training]` says how many rows go through at once.
+        project: Its `[lora]` and `[training]`, with an optimizer that is chosen.
         mix: The rows.
-        trainable_parameters: Of the adapter, `modules_to_save` included.
         compute_dtype: Of the activations.
+        device: Where the run will be.
     """
-    training = project.training
-    longest = training.max_length if training.packing else max(map(len, mix.input_ids))
-    tokens = training.per_device_train_batch_size * longest
-    state = _OPTIMIZER_BYTES.get(training.optim, 2 * _FLOAT_BYTES)
-    adapter = trainable_parameters * (2 * _FLOAT_BYTES + state)
-    text: Any = config.get_text_config()
-    layer = _layer_bytes(text, compute_dtype)
-    layers = int(text.num_hidden_layers)
-    if training.gradient_checkpointing:
-        kept = layers * int(text.hidden_size) * compute_dtype.itemsize + layer
-    else:
-        kept = layers * layer
-    # The loss leaves the gradient of every position's hidden state behind. Of logits it holds a block at a time: in the
-    # precision of the model and in float32, each with its gradient, and one more while the gradient is made.
-    kept += int(text.hidden_size) * (compute_dtype.itemsize + _FLOAT_BYTES)
-    vocabulary = int(text.vocab_size)
-    block = min(tokens, max(MIN_BLOCK_ROWS, BLOCK_LOGITS // vocabulary))
-    logits = block * vocabulary * (2 * compute_dtype.itemsize + 3 * _FLOAT_BYTES)
-    return adapter + tokens * kept + logits
+
+    def __init__(
+        self,
+        source: BaseModel,
+        config: PretrainedConfig,
+        project: ProjectSpec,
+        mix: Mix,
+        *,
+        compute_dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._source = source
+        self._config = config
+        self._project = project
+        self._mix = mix
+        self._compute_dtype = compute_dtype
+        self._device = device
+        self._steps: dict[tuple[Any, ...], int] = {}
+
+    def bytes_of(self, rung: Rung, training: Training | None = None) -> int | None:
+        """Bytes of adapter, gradients, optimizer state and of what one batch of the longest rows makes.
+
+        Args:
+            rung: Of the base model.
+            training: Another `[training]` than the project's, such as one with smaller batches.
+
+        Returns:
+            None where the model's own code asks for numbers that only real tensors hold, as that of a mixture of
+            experts in transformers 4.57 does.
+
+        Raises:
+            ConfigError: The model type generates no text.
+            TargetModulesError: The adapter names what the base model does not have.
+            Exception: Whatever the model's own code raises when it runs without data.
+        """
+        training = training or self._project.training
+        model: Any = add_lora(build_empty_model(self._config, self._source), self._project.lora, training.seed)
+        trained: int = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        unpacked = 0 if rung == "none" else _largest_quantized(model) * self._compute_dtype.itemsize
+        state = _OPTIMIZER_BYTES.get(training.optim, 2 * _FLOAT_BYTES)
+        # Several processes average their gradients in buckets, which hold all of them a second time.
+        shared = _FLOAT_BYTES if self._project.compute.gpus > 1 else 0
+        try:
+            step = self._step(model, rung, training)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return None
+        return trained * (_FLOAT_BYTES + state + shared) + unpacked + step
+
+    def _step(self, model: Any, rung: Rung, training: Training) -> int:
+        lean, frozen_dtype = rung != "8bit", unquantized_dtype(rung, self._compute_dtype)
+        batch, checkpointing = longest_batch(training, self._mix), training.gradient_checkpointing
+        key = (lean, frozen_dtype, batch, checkpointing)
+        if key not in self._steps:
+            model.train()
+            if lean:
+                make_lora_lean(model)
+            if checkpointing:
+                name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+                getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+                model.enable_input_require_grads()
+            self._steps[key] = step_bytes(
+                model,
+                batch,
+                device=self._device,
+                frozen_dtype=frozen_dtype,
+                compute_dtype=self._compute_dtype,
+                makes_logits=not self._has_lean_loss,
+                accumulates=training.gradient_accumulation_steps > 1,
+                label_smoothing=training.label_smoothing_factor,
+            )
+        return self._steps[key]
+
+    @cached_property
+    def _has_lean_loss(self) -> bool:
+        """Ask a small model of the same architecture, with numbers in it, whether a rule explains its logits."""
+        small = copy.deepcopy(self._config)
+        for part in (small, small.get_text_config(), getattr(small, "vision_config", None)):
+            for name, value in _SMALL.items():
+                if hasattr(part, name):
+                    setattr(part, name, value)
+            if getattr(part, "layer_types", None):
+                part.layer_types = part.layer_types[:1]  # type: ignore[union-attr]  # None has no such attribute
+        return add_loss_only_forward(AutoModelForCausalLM.from_config(small))  # type: ignore[no-untyped-call]
 
 
-def _layer_bytes(text: Any, compute_dtype: torch.dtype) -> int:
-    """Bytes of one token's activations in one layer that the backward pass needs."""
-    hidden = int(text.hidden_size)
-    heads = int(text.num_attention_heads)
-    head_width = int(getattr(text, "head_dim", None) or hidden // heads)
-    keys = int(getattr(text, "num_key_value_heads", None) or heads) * head_width
-    wide = int(getattr(text, "intermediate_size", None) or 4 * hidden)
-    # Both norms keep their input in float32 and their output; attention its queries, keys, values and result; the
-    # feed-forward part its gate, its activation, both factors' product; every adapter the input of its layer.
-    return (
-        2 * hidden * _FLOAT_BYTES + (8 * hidden + 2 * heads * head_width + 2 * keys + 5 * wide) * compute_dtype.itemsize
+def longest_batch(training: Training, mix: Mix) -> BatchShape:
+    """The batch that takes most: the longest rows of the mix at once. Pure."""
+    rows = training.per_device_train_batch_size
+    if training.packing:
+        tokens = training.max_length
+        return BatchShape(rows, tokens, trained_tokens=rows * tokens, packed=True)
+    lengths = [min(len(row), training.max_length) for row in mix.input_ids]
+    longest = sorted(range(len(lengths)), key=lambda row: -lengths[row])[:rows]
+    with_loss = sum(label != IGNORED_LABEL for row in longest for label in mix.labels[row][1 : training.max_length])
+    return BatchShape(len(longest), lengths[longest[0]], trained_tokens=with_loss)
+
+
+def _largest_quantized(model: Any) -> int:
+    """Elements of the largest weight that a quantized product unpacks."""
+    head = model.get_output_embeddings()
+    largest: int = max(
+        (module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear) and module is not head),
+        default=0,
     )
+    return largest
