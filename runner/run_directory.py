@@ -6,6 +6,7 @@
         spec.json                 the resolved RunSpec
         events.jsonl  train.log   what the child reported, and what it and its libraries printed
         checkpoints/checkpoint-<step>/   complete only when it holds `complete`: how it was trained
+        longest-first             only in a trial (`runner.trial`): begin with the longest rows
         receipt.json  loss.png  adapter/   adapter: saved, not yet published
 
 Imports nothing but the vocabulary: no Redis, no torch.
@@ -25,6 +26,7 @@ from runner.errors import UnavailableError
 from runner.spec import RunSpec
 
 COMPLETE_MARKER = "complete"
+LONGEST_FIRST_MARKER = "longest-first"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9_-]*")
 

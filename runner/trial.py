@@ -30,13 +30,16 @@ from runner.events import (
     TrainingStarted,
 )
 from runner.reports import Phase, Rung
-from runner.run_directory import open_attempt
+from runner.run_directory import LONGEST_FIRST_MARKER, open_attempt
 from runner.settings import RunnerSettings
 from runner.spec import RunSpec
 
 ENOUGH_S = 6.0
 """Seconds of steps after which a trial ends, once it has seen `ENOUGH_STEPS`."""
-ENOUGH_STEPS = 4
+WARMING_STEPS = 2
+"""The first ones, which compile kernels and take the longest rows (`runner.training.loop.longest_first`): they tell the
+memory that a run takes, not its time."""
+ENOUGH_STEPS = WARMING_STEPS + 3
 MOST_STEPS = 40
 LIMIT_S = 900.0
 """Seconds after which a trial ends with whatever it has seen."""
@@ -50,7 +53,7 @@ class Trial:
     """The rung that holds on this host."""
     total_steps: int
     steps: int
-    """Steps measured; the first, which warms up, is not one of them."""
+    """Steps measured; the first two, which warm up and take the longest rows, are not among them."""
     step_s: float
     """Seconds a step, on average."""
     import_s: float
@@ -91,6 +94,7 @@ def run_trial(spec: RunSpec, settings: RunnerSettings, spawn: Spawn, tell: Calla
     scratch = Path(tempfile.mkdtemp(prefix=".plan-", dir=settings.output_root))
     try:
         run_directory = open_attempt(scratch, spec)
+        (run_directory.path / LONGEST_FIRST_MARKER).touch()
         watch = _Watch()
         with spawn(run_directory.path) as child:
             _watch(child, watch, tell)
@@ -110,7 +114,7 @@ def _shortened(spec: RunSpec) -> RunSpec:
     training = spec.project.training
     changed: dict[str, Any] = {"logging_steps": 1}
     if training.eval_strategy != "no":
-        changed |= {"eval_strategy": "steps", "eval_steps": ENOUGH_STEPS - 1}
+        changed |= {"eval_strategy": "steps", "eval_steps": WARMING_STEPS + 1}
         # Nothing is to be kept, and nothing to end before we say so.
         changed |= {"load_best_model_at_end": False, "early_stopping_patience": None}
     project = spec.project.model_copy(update={"training": training.model_copy(update=changed)})
@@ -199,8 +203,12 @@ class _Watch:
                 hint="Use --no-measure to see the figures that need no trial.",
                 code="trial-too-slow",
             )
-        # Where one step is all there is, its warming up is in the figure.
-        spans = self._step_spans or [(self.steps[0].at - self._started.at).total_seconds()]
+        # Where there are no others, their warming up is in the figure.
+        spans = (
+            self._step_spans[WARMING_STEPS - 1 :]
+            or self._step_spans
+            or [(self.steps[0].at - self._started.at).total_seconds()]
+        )
         return Trial(
             rung=self._loaded.receipt.rung,
             total_steps=self._started.total_steps,

@@ -23,6 +23,7 @@ from runner.hyperparameters import Training
 from runner.provenance import fingerprint_base_model, git_revision
 from runner.reports import LoadReceipt, Phase, RunSummary
 from runner.resuming import RunFacts
+from runner.run_directory import LONGEST_FIRST_MARKER
 from runner.spec import RunSpec
 from runner.training import ranks
 from runner.training.accelerator import choose_device, describe, peak_bytes
@@ -349,27 +350,18 @@ def _train_adapter(
                 *callbacks,
                 *([Evaluations(emit, training)] if training.eval_strategy != "no" else []),
             ],
+            longest_first=(run_dir / LONGEST_FIRST_MARKER).exists(),
         )
 
     try:
+        begin = as_before(project.training, resume)
         return train_within_memory(
-            build,
-            model,
-            as_before(project.training, resume),
-            resume,
-            newest=lambda: newest_checkpoint(run_dir, facts),
-            emit=emit,
+            build, model, begin, resume, newest=lambda: newest_checkpoint(run_dir, facts), emit=emit
         )
     except NothingFitsError as error:
-        estimate = TrainingEstimate(
-            loaded.source,
-            loaded.config,
-            project,
-            mix,
-            compute_dtype=getattr(torch, receipt.compute_dtype),
-            device=model.device,
-        )
-        room = free_bytes(model.device) or 0
+        dtype, room = getattr(torch, receipt.compute_dtype), free_bytes(model.device) or 0
+        base, config = loaded.source, loaded.config
+        estimate = TrainingEstimate(base, config, project, mix, compute_dtype=dtype, device=model.device)
         raise one_row_does_not_fit(estimate, project, mix, receipt.rung, room=room) from error
 
 

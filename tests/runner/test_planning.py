@@ -122,12 +122,13 @@ def plan(found: Preflight, spec: RunSpec, settings: RunnerSettings, spawn: Spawn
 # --- the trial ----------------------------------------------------------------------------------------------------
 
 
-def test_a_trial_measures_steps_without_the_first_and_leaves_nothing(
+def test_a_trial_measures_steps_without_the_first_two_and_leaves_nothing(
     scripted: Scripted, run_spec: RunSpec, settings: RunnerSettings
 ) -> None:
     body = """
+    assert (RUN_DIR / "longest-first").exists()
     step(1, 20, 100)
-    step(2, 23, 102)
+    step(2, 29, 102)
     at(30, "loss_evaluated", step=2, total_steps=12, loss=1.0, best_step=2, best_loss=1.0, stops=False)
     for number in range(3, 6): step(number, 30 + 3 * (number - 2), 100 + number)
     while not STOPPING: time.sleep(0.01)
@@ -138,8 +139,8 @@ def test_a_trial_measures_steps_without_the_first_and_leaves_nothing(
 
     trial = run_trial(run_spec, settings, scripted(BEGINNING + _dedented(body)), lambda _: None)
 
-    assert (trial.steps, trial.step_s, trial.total_steps) == (4, 3.0, 12)
-    assert trial.evaluation_s == 7.0
+    assert (trial.steps, trial.step_s, trial.total_steps) == (3, 3.0, 12)
+    assert trial.evaluation_s == 1.0
     assert (trial.prepare_s, trial.model_s, trial.baseline_s, trial.checkpoint_s) == (8.0, 3.0, 2.0, 1.0)
     assert (trial.rung, trial.peak_bytes) == ("4bit", 105)
     assert list(settings.output_root.iterdir()) == []

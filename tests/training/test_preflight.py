@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 
+from runner.child import spawn_training
 from runner.errors import ModelAccessError, TargetModulesError
+from runner.events import RunSucceeded
 from runner.plan import Plan
 from runner.planning import make_plan
+from runner.run_directory import open_attempt
 from runner.settings import RunnerSettings, load_settings
 from runner.spec import RunSpec
 from runner.training.preflight import preflight
+from runner.trial import MOST_STEPS
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(180)]
 
@@ -110,3 +115,35 @@ def test_a_base_model_that_is_nowhere_is_a_failed_check(spec: RunSpec, settings:
     assert not missing.fits
     assert [(check.name, check.passed) for check in missing.checks] == [("base model", False)]
     assert "nobody/nothing" in missing.checks[0].message
+
+
+def test_the_peak_of_a_trial_is_the_runs_though_its_first_batches_lack_the_one_long_row(
+    make_spec: MakeSpec, settings: RunnerSettings, tmp_path: Path
+) -> None:
+    shape = {
+        "per_device_train_batch_size": 4,
+        "max_length": 2048,
+        "max_steps": MOST_STEPS + 5,
+        "logging_steps": MOST_STEPS + 5,
+    }
+    rows = [{"prompt": "a", "completion": "b"} for _ in range(4 * (MOST_STEPS + 5))]
+    # The order that the trainer draws from the seed; the long row comes in the last batch, after the trial's end.
+    last = list(SeedableRandomSampler(range(len(rows)), data_seed=0))[-1]
+    rows[last]["completion"] = "b" * 4000
+    projects_dir = tmp_path / "projects"
+    spec = make_spec(
+        projects_dir, rows, quantization={"ladder": ["4bit"]}, training={**shape, "seed": 0, "data_seed": 0}
+    )
+    settings = replace(settings, projects_dir=projects_dir, output_root=tmp_path / "outputs")
+
+    planned = make_plan(spec, settings)
+    with spawn_training(settings)(open_attempt(tmp_path / "run", spec).path) as child:
+        for _ in child.events():
+            pass
+        end = child.end()
+
+    assert isinstance(end, RunSucceeded), end
+    assert end.summary.peak_bytes is not None
+    assert planned.memory is not None
+    assert planned.memory.origin == "measured"
+    assert planned.memory.peak_bytes == pytest.approx(end.summary.peak_bytes, rel=0.2)

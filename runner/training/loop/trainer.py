@@ -29,6 +29,7 @@ from runner.training.loop.checkpoints import Checkpoint
 from runner.training.loop.equal_shares import EqualShares, fill_up
 from runner.training.loop.lean_lora import make_lora_lean
 from runner.training.loop.length_groups import LengthGroups
+from runner.training.loop.longest_first import LongestFirst
 from runner.training.loop.lora import keep_full_precision
 from runner.training.loop.loss import add_loss_only_forward
 from runner.training.loop.skipping import epoch_kept
@@ -57,6 +58,8 @@ class AdapterTrainer(SFTTrainer):
 
     held_out: Sequence[HeldOut] = ()
     """Rows to evaluate on, by trait."""
+    longest_first = False
+    """Whether the first steps take the longest rows, as a trial's do."""
     rows_without_loss = 0
     """Rows at the end of the data set that make the shares of several ranks equal."""
 
@@ -132,6 +135,16 @@ class AdapterTrainer(SFTTrainer):
 
     @override
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        """Begin with the longest rows where that is asked for."""
+        order = self._ordinary_sampler(train_dataset)
+        if not self.longest_first or order is None:
+            return order
+        rows: Any = self.train_dataset
+        batch = self.args.per_device_train_batch_size * ranks.count()
+        step = batch * self.args.gradient_accumulation_steps
+        return LongestFirst(order, list(map(len, rows["input_ids"])), batch=batch, step=step)
+
+    def _ordinary_sampler(self, train_dataset: Dataset | None) -> Sampler[int] | None:
         """Deal rows out to several ranks as `equal_shares` says, and group them as `length_groups` does."""
         seed: Any = self.args.data_seed
         if ranks.count() == 1:
@@ -230,6 +243,7 @@ def build_trainer(
     output_dir: Path,
     compute_dtype: str,
     callbacks: Sequence[TrainerCallback],
+    longest_first: bool = False,
 ) -> AdapterTrainer:
     """Build the trainer; nothing has been trained when it returns.
 
@@ -241,6 +255,7 @@ def build_trainer(
         output_dir: Where `checkpoint-<step>` folders go.
         compute_dtype: The receipt's; autocast follows it.
         callbacks: Ours, after the trainer's own.
+        longest_first: Whether the first steps take the longest rows; for a trial.
 
     Raises:
         TrainingError: The optimizer needs a GPU (`optimizer`).
@@ -264,6 +279,7 @@ def build_trainer(
         callbacks=list(callbacks),
     )
     trainer.held_out = mix.held_out
+    trainer.longest_first = longest_first
     trainer.rows_without_loss = len(filled) - len(rows)
     trainer.watchdog = Watchdog(training)
     trainer.add_callback(trainer.watchdog)
