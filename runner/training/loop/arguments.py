@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -107,7 +108,8 @@ def training_arguments(training: Training, output_dir: Path, compute_dtype: str,
         adam_beta1=training.adam_beta1,
         adam_beta2=training.adam_beta2,
         adam_epsilon=training.adam_epsilon,
-        max_grad_norm=training.max_grad_norm,
+        # Never 0, with which transformers before 5 takes no norm at all, and the watchdog would look at nothing.
+        max_grad_norm=training.max_grad_norm or math.inf,
         label_smoothing_factor=training.label_smoothing_factor,
         optim=choose_optimizer(training.optim, on_cpu=on_cpu),
         optim_args=training.optim_args,

@@ -24,6 +24,8 @@ ZERO_STEPS = 3
 """So many steps in a row without loss or gradient end a run that had some; without any before, the first one does."""
 WINDOW = 20
 """Steps whose mean loss is compared: single batches differ by more than a run that goes well does."""
+FIRST_ROWS = 16
+"""Rows whose mean loss stands for the start, so that what goes wrong before a `WINDOW` is full is seen."""
 
 
 @dataclass(slots=True)
@@ -44,6 +46,9 @@ class Watchdog(TrainerCallback):
 
     def __init__(self, training: Training) -> None:
         self._max_rise = training.max_loss_rise
+        self._first_steps = math.ceil(
+            FIRST_ROWS / (training.per_device_train_batch_size * training.gradient_accumulation_steps)
+        )
         self._pending: deque[_Pending] = deque()
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._lowest = math.inf
@@ -109,7 +114,8 @@ class Watchdog(TrainerCallback):
             self._zeros[what] = self._zeros[what] + 1 if number == 0 else 0
         if not any(self._zeros.values()):
             self._healthy_steps += 1
-        for what, error in (("loss", _no_loss(step)), ("gradient", _no_gradient(step))):
+        had_one = self._healthy_steps > 0
+        for what, error in (("loss", _no_loss(step)), ("gradient", _no_gradient(step, had_one=had_one))):
             if self._zeros[what] and not self._healthy_steps:
                 raise error
             if self._zeros[what] == ZERO_STEPS:
@@ -117,6 +123,8 @@ class Watchdog(TrainerCallback):
 
     def _judge_rise(self, step: int, loss: float) -> None:
         self._recent.append(loss)
+        if len(self._recent) == self._first_steps:
+            self._lowest = min(self._lowest, sum(self._recent) / self._first_steps)
         if not self._max_rise or len(self._recent) < WINDOW:
             return
         mean = sum(self._recent) / WINDOW
@@ -146,9 +154,16 @@ def _no_loss(step: int) -> TrainingError:
     )
 
 
-def _no_gradient(step: int) -> TrainingError:
+def _no_gradient(step: int, *, had_one: bool) -> TrainingError:
+    """An adapter that had a gradient was most likely thrown so far off that the model saturates."""
+    hint = (
+        "Lower training.learning_rate or add training.warmup_steps."
+        if had_one
+        else "Try lora.target_modules = 'all-linear'; a rows file without answers has the same effect."
+    )
     return TrainingError(
-        f"No gradient reaches the adapter: at step {step} the gradient norm is 0, so nothing is learned.",
-        hint="Try lora.target_modules = 'all-linear'; a rows file without answers has the same effect.",
+        f"No gradient reaches the adapter{' any more' if had_one else ''}: at step {step} the gradient norm is 0, so "
+        "nothing is learned.",
+        hint=hint,
         code="no-gradient",
     )

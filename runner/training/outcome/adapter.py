@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from runner.manifest import MANIFEST
 from runner.provenance import fingerprint_file
 from runner.training.outcome.card import Outcome, render_card
+from runner.training.outcome.saved_weights import WEIGHTS
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
 ADAPTER = "adapter"
-WEIGHTS = "adapter_model.safetensors"
 LOSS_PLOT = "loss.png"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 

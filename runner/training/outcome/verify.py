@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from runner.errors import AdapterError, QLoRAError
@@ -27,6 +28,7 @@ from runner.reports import LoadReceipt
 from runner.spec import RunSpec
 from runner.training.loading.protected_load import load_on_rung
 from runner.training.loop.lora import without_peft_noise
+from runner.training.outcome.saved_weights import digest_weights, require_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +50,7 @@ where training has moved the logits by less than this.
 
 
 def store_probe(model: Any, rows: Sequence[Sequence[int]], path: Path) -> None:
-    """Write what the trained model answers to a few training rows.
+    """Write what the trained model answers to a few training rows, and the digests of its adapter's tensors.
 
     Args:
         model: The trained model, its precision settled; its mode is left as it was.
@@ -58,7 +60,8 @@ def store_probe(model: Any, rows: Sequence[Sequence[int]], path: Path) -> None:
     chosen = sorted(rows, key=len, reverse=True)[:ROWS]
     width = min(WIDTH, len(chosen[-1]))
     input_ids = torch.tensor([list(row[:width]) for row in chosen])
-    save_file({"input_ids": input_ids, "logits": probe_logits(model, input_ids)}, path)
+    tensors = {"input_ids": input_ids, "logits": probe_logits(model, input_ids)}
+    save_file(tensors, path, metadata=digest_weights(model))
 
 
 def probe_logits(model: Any, input_ids: Tensor) -> Tensor:
@@ -142,6 +145,8 @@ def verify(run_dir: Path, models_root: Path) -> AdapterVerified:
     spec = RunSpec.model_validate_json((run_dir / "spec.json").read_bytes())
     receipt = LoadReceipt.model_validate_json((run_dir / "receipt.json").read_bytes())
     probe = load_file(run_dir / PROBE)
+    with safe_open(run_dir / PROBE, "pt") as stored:
+        digests = dict(stored.metadata())
     model = load_on_rung(spec, receipt.rung, models_root=models_root)
     base = probe_logits(model, probe["input_ids"])
     try:
@@ -156,6 +161,7 @@ def verify(run_dir: Path, models_root: Path) -> AdapterVerified:
         ) from error
     reloaded = probe_logits(with_adapter, probe["input_ids"])
     difference, base_difference = compare(probe["logits"], reloaded, base)
+    require_weights(run_dir / "adapter", digests)
     return AdapterVerified(
         max_difference=difference, base_difference=base_difference, duration_s=time.monotonic() - started
     )

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,19 @@ SCRIPT = Path(__file__).parents[1] / "hanging_child.py"
 
 
 def _train(
-    make_spec: MakeSpec, models_root: Path, folder: Path, *callbacks: TrainerCallback, **training: Any
+    make_spec: MakeSpec,
+    models_root: Path,
+    folder: Path,
+    *callbacks: TrainerCallback,
+    answers: Sequence[str] = tuple(map(str, range(1, 17))),
+    modules_to_save: Sequence[str] = (),
+    **training: Any,
 ) -> TrainingError:
     """Train on the tiny model with a report every 10 steps, which must end in an error."""
-    rows = [{"prompt": f"What is {a} + 1?", "completion": str(a + 1)} for a in range(8)]
+    rows = [{"prompt": f"What is {number} + 1?", "completion": answer} for number, answer in enumerate(answers)]
     settings = {"max_steps": 12, "per_device_train_batch_size": 4, "logging_steps": 10}
-    spec = make_spec(folder / "p", rows, training=settings, quantization={"ladder": ["none"]})
+    lora = {"modules_to_save": modules_to_save}
+    spec = make_spec(folder / "p", rows, training=settings, lora=lora, quantization={"ladder": ["none"]})
     # What no project may ask for is put in behind the check.
     asked = spec.project.training.model_copy(update=training)
     with protected_load(spec, models_root=models_root, emit=lambda _: None) as loaded:
@@ -77,15 +84,59 @@ class _LoseTheAdapter(TrainerCallback):
                     parameter.data.zero_()
 
 
+# With 0 transformers before 5 takes no norm by itself.
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
 def test_a_gradient_that_is_lost_on_the_way_ends_the_run_with_a_checkpoint(
-    make_spec: MakeSpec, models_root: Path, tmp_path: Path
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path, max_grad_norm: float
 ) -> None:
-    # Adam would move the factors from zero by its memory of former gradients; this optimizer has none.
-    error = _train(make_spec, models_root, tmp_path, _LoseTheAdapter(), learning_rate=1e-30)
+    # So small that Adam's memory of former gradients does not move anything from zero.
+    error = _train(
+        make_spec, models_root, tmp_path, _LoseTheAdapter(), learning_rate=1e-30, max_grad_norm=max_grad_norm
+    )
 
     assert error.code == "no-gradient"
     assert "at step 5 " in error.message
     assert _complete(tmp_path) == ["checkpoint-5"]
+
+
+def test_a_rate_that_throws_the_adapter_off_is_named_when_no_gradient_is_left(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path
+) -> None:
+    error = _train(make_spec, models_root, tmp_path, learning_rate=1e3, max_steps=40)
+
+    assert error.code == "no-gradient"
+    assert error.hint is not None
+    assert "Lower training.learning_rate" in error.hint
+
+
+class _BeSure(TrainerCallback):
+    """After the sixth step, when the one answer is known by heart, nothing else is thought possible any more."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # the trainer's
+        if state.global_step == 6:
+            kwargs["model"].get_output_embeddings().weight.data.mul_(1e4)
+
+
+def test_a_training_whose_loss_has_become_exactly_zero_is_ended_with_a_checkpoint(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path
+) -> None:
+    by_heart: dict[str, Any] = {"answers": ["7"], "modules_to_save": ["lm_head"], "learning_rate": 3e-3}
+    error = _train(make_spec, models_root, tmp_path, _BeSure(), **by_heart)
+
+    assert error.code == "loss-zero"
+    assert "at step 9 " in error.message
+    assert _complete(tmp_path) == ["checkpoint-9"]
+
+
+def test_a_training_that_runs_away_from_the_start_is_ended_as_soon_as_its_mean_tells(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path
+) -> None:
+    off: dict[str, Any] = {"optim": "sgd", "learning_rate": 10.0, "per_device_train_batch_size": 16, "max_steps": 40}
+    error = _train(make_spec, models_root, tmp_path, modules_to_save=["lm_head"], **off)
+
+    assert error.code == "diverged"
+    assert f"to step {WINDOW} " in error.message
+    assert _complete(tmp_path) == []
 
 
 def _look(watchdog: Watchdog, step: int, loss: float, grad_norm: float = 1.0) -> None:
@@ -119,6 +170,14 @@ def test_a_loss_that_runs_away_ends_the_run() -> None:
 
     assert caught.value.code == "diverged"
     assert "No checkpoint had been written" in caught.value.message
+
+
+def test_a_first_batch_that_is_easier_than_the_others_is_no_start_to_judge_by() -> None:
+    watchdog = Watchdog(Training(per_device_train_batch_size=1))
+    for step, loss in enumerate([0.3] + [2.6] * 2 * WINDOW, start=1):
+        _look(watchdog, step, loss)
+
+    assert watchdog.finding is None
 
 
 def test_a_loss_that_rises_a_little_does_not_end_the_run() -> None:

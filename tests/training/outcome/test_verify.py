@@ -10,7 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runner.errors import AdapterError
-from runner.training.outcome.verify import compare, verify
+from runner.spec import RunSpec
+from runner.training.loading.protected_load import load_on_rung
+from runner.training.loop.lora import add_lora
+from runner.training.outcome.verify import PROBE, compare, store_probe, verify
 from runner.training.outcome.verifying_process import VerifyingProcess
 from runner.training.stopping import StopSwitch
 
@@ -32,6 +35,14 @@ def _with_one_exchanged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.flip(0) if "lm_head" in name else tensor for name, tensor in tensors.items()}
 
 
+def _with_one_row_spoiled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """So little that the logits stay within what rounding may change."""
+    name = next(name for name in tensors if "lora_A" in name)
+    spoiled = tensors[name].clone()
+    spoiled[0] *= -1
+    return {**tensors, name: spoiled}
+
+
 def _with_zeros(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in tensors.items()}
 
@@ -42,7 +53,7 @@ def test_an_untouched_adapter_is_accepted(run_dir: Path, models_root: Path) -> N
     assert verified.max_difference <= 0.01 * verified.base_difference
 
 
-@pytest.mark.parametrize("tamper", [_without_one, _with_one_exchanged, _with_zeros])
+@pytest.mark.parametrize("tamper", [_without_one, _with_one_exchanged, _with_one_row_spoiled, _with_zeros])
 def test_a_tampered_adapter_is_refused(
     run_dir: Path, models_root: Path, tamper: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 ) -> None:
@@ -50,6 +61,16 @@ def test_a_tampered_adapter_is_refused(
     save_file(tamper(tensors), run_dir / WEIGHTS, metadata={"format": "pt"})
 
     with pytest.raises(AdapterError):
+        verify(run_dir, models_root)
+
+
+def test_an_adapter_that_training_left_as_it_began_is_refused(run_dir: Path, models_root: Path) -> None:
+    spec = RunSpec.model_validate_json((run_dir / "spec.json").read_bytes())
+    model = add_lora(load_on_rung(spec, "4bit", models_root=models_root), spec.project.lora, seed=1)
+    model.save_pretrained(str(run_dir / "adapter"))
+    store_probe(model, [list(range(3, 30))], run_dir / PROBE)
+
+    with pytest.raises(AdapterError, match="holds nothing"):
         verify(run_dir, models_root)
 
 
