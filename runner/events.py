@@ -149,6 +149,8 @@ class DataMixed(Event):
     """Rows of which one trait more than the first makes use, so that they are trained on once for each."""
     leaked_rows: int = 0
     """Rows that were to be held out but stand, token for token, in training too; not in any held-out loss."""
+    seen_prompts: tuple[str, ...] | None = None
+    """Those of `evaluation.prompts` that a row trained on asks too; None in an event of an earlier version."""
     warnings: tuple[str, ...] = ()
     """What is wrong with the rows and what to do about it, a sentence or two each."""
 
@@ -163,21 +165,7 @@ class DataMixed(Event):
     @property
     def traits(self) -> tuple[TraitMix, ...]:
         """Rows and tokens by trait, in the project's order."""
-        total = sum(share.trained_tokens for share in self.shares)
-        mixes = []
-        for trait_type in dict.fromkeys(share.trait_type for share in self.shares):
-            shares = [share for share in self.shares if share.trait_type == trait_type]
-            tokens = sum(share.trained_tokens for share in shares)
-            mixes.append(
-                TraitMix(
-                    trait_type=trait_type,
-                    rows=sum(share.rows_used for share in shares),
-                    trained_tokens=tokens,
-                    token_share=tokens / total if total else 0.0,
-                    held_out_rows=sum(share.held_out_rows for share in shares),
-                )
-            )
-        return tuple(mixes)
+        return TraitMix.of_each(self.shares)
 
 
 class TrainingStarted(Event):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Literal
 
@@ -236,6 +237,12 @@ class ShareReport(Record):
     """Rows kept out of training to measure the loss on."""
     held_out_tokens: int = 0
     """Tokens of these that carry loss."""
+    held_out_drawn_rows: int = 0
+    """Rows drawn to be held out; those dropped and those that stand in training too are not measured."""
+    held_out_truncated_rows: int = 0
+    """Of these, rows longer than `max_length`."""
+    held_out_dropped_rows: int = 0
+    """Of those, rows of whose answer nothing is left, so that there is no loss to measure."""
 
 
 class TraitMix(Record):
@@ -247,6 +254,29 @@ class TraitMix(Record):
     token_share: float
     """Of all tokens of the mix that carry loss, 0 to 1."""
     held_out_rows: int
+    held_out_truncated_rows: int = 0
+    held_out_dropped_rows: int = 0
+
+    @classmethod
+    def of_each(cls, shares: Sequence[ShareReport]) -> tuple[TraitMix, ...]:
+        """Add up the shares by trait, in their order."""
+        total = sum(share.trained_tokens for share in shares)
+        mixes = []
+        for trait_type in dict.fromkeys(share.trait_type for share in shares):
+            own = [share for share in shares if share.trait_type == trait_type]
+            tokens = sum(share.trained_tokens for share in own)
+            mixes.append(
+                cls(
+                    trait_type=trait_type,
+                    rows=sum(share.rows_used for share in own),
+                    trained_tokens=tokens,
+                    token_share=tokens / total if total else 0.0,
+                    held_out_rows=sum(share.held_out_rows for share in own),
+                    held_out_truncated_rows=sum(share.held_out_truncated_rows for share in own),
+                    held_out_dropped_rows=sum(share.held_out_dropped_rows for share in own),
+                )
+            )
+        return tuple(mixes)
 
 
 class Resolved(Record):

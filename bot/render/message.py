@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from bot.render.text import count, escape, keep_end, plain
@@ -29,7 +30,10 @@ TABLE_LIMIT = 8_000
 """Characters of a table's cells together; Slack takes 10,000."""
 TABLE_CELL_LIMIT = 300
 """Characters of a table's cell: ours, so that a wide prompt does not push the answers off the screen."""
-
+PHONE_COLUMNS = 42
+"""Characters of fixed-width type in one line of a message on a phone 390 points wide; what is longer is wrapped."""
+DRAWN_CELL_LIMIT = 120
+"""Characters of a cell in a table drawn in fixed-width type."""
 
 REFUSED_BLOCKS = frozenset({"invalid_blocks", "invalid_blocks_format", "msg_blocks_too_long"})
 """Slack's codes for a message whose blocks it does not take, though it may take others."""
@@ -125,12 +129,34 @@ def compose_with_table(lines: Sequence[str], rows: Sequence[Sequence[str]], afte
 
 
 def draw(rows: Sequence[Sequence[str]]) -> str:
-    """A table in fixed-width type, escaped, short enough for a section."""
+    """A table in fixed-width type, escaped, short enough for a section.
+
+    What is wider than a phone's screen becomes one paragraph a row: its first cell, below it the others by their heads.
+    """
     cells = [[plain(cell, 40) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    if max(map(len, lines)) > PHONE_COLUMNS:
+        lines = [line for row in rows[1:] for line in _paragraph(rows[0], row)]
     inner = "\n".join(lines).replace("`", "'")
     return f"```\n{escape(keep_end(inner, SECTION_LIMIT - 10))}\n```"
+
+
+def _paragraph(head: Sequence[str], row: Sequence[str]) -> list[str]:
+    """A row of a table as lines that fit: cells share a line while they can, and a long one is wrapped."""
+    lines: list[str] = []
+    for name, cell in zip(head[1:], row[1:], strict=True):
+        part = f"{name}: {plain(cell, DRAWN_CELL_LIMIT)}"
+        if lines and len(f"  {lines[-1]} · {part}") <= PHONE_COLUMNS:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    title = wrap(plain(row[0], DRAWN_CELL_LIMIT), PHONE_COLUMNS, subsequent_indent="    ")
+    return title + [
+        wrapped
+        for line in lines
+        for wrapped in wrap(line, PHONE_COLUMNS, initial_indent="  ", subsequent_indent="    ")
+    ]
 
 
 def button(text: str, *, action_id: str, value: str, style: str | None = None, confirm: Block | None = None) -> Block:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from bot.render.evaluation import render_baseline, render_evaluation, trait_name
 from bot.render.message import Message, compose, compose_with_table
 from bot.render.progress import render_progress
 from bot.render.text import (
@@ -43,8 +44,16 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import JobRecord
+from runner.main_settings import main_settings
 from runner.pools import Freeze
-from runner.reports import RUNG_WORDS, BestStep, DefectReport, LoadReceipt, PackageVersion, ShareReport, TraitLoss
+from runner.reports import (
+    RUNG_WORDS,
+    DefectReport,
+    LoadReceipt,
+    PackageVersion,
+    Resolved,
+    ShareReport,
+)
 
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
 ERROR_LIMIT = 2_500
@@ -84,11 +93,11 @@ def render_milestone(  # noqa: C901, PLR0911, PLR0912 - one short case a kind of
         case BatchHalved() as event:
             return compose([escape(event.announcement)])
         case Evaluated(when="before") as event:
-            return _baseline(event) if story.baseline is None else None
+            return render_baseline(event) if story.baseline is None else None
         case TrainingStarted():
             return render_progress(tell(story, stored)) if story.training is None else None
         case Evaluated() as event:
-            return _evaluation(event, story) if story.evaluation is None else None
+            return render_evaluation(event, story) if story.evaluation is None else None
         case AdapterVerified() as event:
             return _verified(event) if story.verified is None else None
         case JobSucceeded() as event:
@@ -140,7 +149,13 @@ def _queued(event: JobQueued, job: JobRecord, *, pool_is_served: bool, frozen: F
     if not pool_is_served:
         start = code(f"python -m runner worker --pool {event.pool}")
         lines.append(f"⚠️ No worker serves this pool right now. The job waits until one does: {start}")
+    lines.append(f"*Settings* {' · '.join(map(_setting, main_settings(job.spec)))}")
     return compose(lines)
+
+
+def _setting(setting: Resolved) -> str:
+    told = f"{escape(setting.name)} {escape(keep_start(setting.value, 60))}"
+    return f"*{told}* (override)" if setting.origin == "override" else told
 
 
 def _claimed(event: JobClaimed) -> Message:
@@ -172,7 +187,7 @@ def _same_versions(event: VersionsReported, told: VersionsReported | None) -> bo
 def _versions(event: VersionsReported) -> Message:
     differing = sum(package.difference != "same" for package in event.packages)
     told = "all as tested" if not differing else f"{differing} of {len(event.packages)} differ from what is tested"
-    rows = [("Library", "Installed", "Tested", "Verdict"), *(_version_row(package) for package in event.packages)]
+    rows = [("Library", "Installed", "Verdict"), *(_version_row(package) for package in event.packages)]
     below = [f"Python {escape(event.python)} · {escape(event.device)}", *map(_defect, event.defects)]
     return compose_with_table([f"*Versions* · stack {code(event.stack)} · {told}"], rows, below)
 
@@ -185,16 +200,16 @@ def _defect(defect: DefectReport) -> str:
     return f"{mark} {escape(told)} <{defect.url}|Upstream>"
 
 
-def _version_row(package: PackageVersion) -> tuple[str, str, str, str]:
+def _version_row(package: PackageVersion) -> tuple[str, str, str]:
     verdict = {
         "same": "as tested",
-        "patch": "patch differs",
-        "minor": "minor differs",
-        "major": "major differs",
-        "missing": "missing",
+        "patch": f"patch differs from {package.tested}",
+        "minor": f"minor differs from {package.tested}",
+        "major": f"major differs from {package.tested}",
+        "missing": f"missing; tested {package.tested}",
         "untested": "not in this stack",
     }[package.difference]
-    return (package.name, package.installed or "—", package.tested or "—", verdict)
+    return (package.name, package.installed or "—", verdict)
 
 
 def _config(event: ConfigLoaded, story: Story) -> Message:
@@ -262,13 +277,13 @@ def _quantized(receipt: LoadReceipt) -> str:
 def _data(event: DataMixed) -> Message:
     tokens = sum(share.trained_tokens for share in event.shares)
     total = sum(share.total_tokens for share in event.shares)
-    rows: list[tuple[str, ...]] = [("Trait", "Dataset", "Share", "Rows used", "Held out", "Trained tokens")]
+    rows: list[tuple[str, ...]] = [("Trait", "Dataset", "Rows used", "Held out", "Trained tokens")]
     for trait in event.traits:
         shares = [share for share in event.shares if share.trait_type == trait.trait_type]
         rows += [_share(share, tokens) for share in shares]
         if len(shares) > 1:
             told = f"{number(trait.trained_tokens)} · {percent(trait.token_share)}"
-            rows.append((trait.trait_type, "together", "—", number(trait.rows), number(trait.held_out_rows), told))
+            rows.append((trait.trait_type, "together", number(trait.rows), number(trait.held_out_rows), told))
     below = [f"{count(event.rows, 'row')} · longest {count(event.longest_tokens, 'token')}"]
     if total:
         below[0] += f" · {percent(tokens / total)} of {count(total, 'token')} carry loss"
@@ -281,64 +296,10 @@ def _share(share: ShareReport, tokens: int) -> tuple[str, ...]:
     return (
         share.trait_type,
         f"{share.dataset_name} ({share.dataset_id})",
-        f"{share.percentage:g} %{most}",
-        f"{number(share.rows_used)} of {number(share.rows_available)}",
+        f"{number(share.rows_used)} of {number(share.rows_available)}{most}",
         number(share.held_out_rows),
         f"{number(share.trained_tokens)} · {percent(share.trained_tokens / tokens if tokens else 0.0)}",
     )
-
-
-def _baseline(event: Evaluated) -> Message | None:
-    scores = [
-        f"{escape(one.dataset_name)} {one.correct} of {one.total} right ({percent(one.share)})"
-        for one in event.exact_match
-    ]
-    scores += [f"held-out loss of {_trait(one)} {figure(one.loss)}" for one in event.held_out]
-    return compose([f"*Before training* · {' · '.join(scores)}"]) if scores else None
-
-
-def _evaluation(event: Evaluated, story: Story) -> Message:
-    lines, baseline = ["*After training*"], story.baseline
-    before = {one.dataset_id: one for one in baseline.exact_match} if baseline is not None else {}
-    for one in event.exact_match:
-        was = before.get(one.dataset_id)
-        earlier = f"{was.correct} of {was.total} ({percent(was.share)}) → " if was is not None else ""
-        told = f"{escape(one.dataset_name)}: {earlier}{one.correct} of {one.total} right ({percent(one.share)})"
-        seen = story.mix.seen_share(one.dataset_id) if story.mix is not None else 0.0
-        lines.append(f"{told} · {'trained on' if seen == 1 else f'{percent(seen)} trained on'}" if seen else told)
-    lines += [_held_out(one) for one in event.held_out]
-    if event.held_out and story.mix is not None:
-        untold = [trait.trait_type for trait in story.mix.traits if not trait.held_out_rows]
-        lines += [f"No rows held out of {', '.join(escape(keep_start(one, 60)) for one in untold)}"] if untold else []
-    lines += _better_earlier(story)
-    if not event.samples:
-        return compose(lines)
-    old = {sample.prompt: sample.completion for sample in baseline.samples} if baseline is not None else {}
-    rows = [("Prompt", "Before", "After")]
-    rows += [(sample.prompt, old.get(sample.prompt, "—"), sample.completion) for sample in event.samples]
-    return compose_with_table(lines, rows)
-
-
-def _better_earlier(story: Story) -> list[str]:
-    """Tell of a step whose adapter would have been clearly better on held-out rows than the one that was taken."""
-    last, training = story.held_out, story.record.spec.project.training
-    if last is None or last.best_step is None or training.load_best_model_at_end:
-        return []
-    best = BestStep(step=last.best_step, loss=last.best_loss, last_loss=last.loss)
-    if not best.clearly_better:
-        return []
-    return [f"⚠️ {best.told}. `load_best_model_at_end=true` would take the adapter of that step."]
-
-
-def _trait(one: TraitLoss) -> str:
-    return escape(keep_start(one.trait_type, 60))
-
-
-def _held_out(one: TraitLoss) -> str:
-    earlier = f"{figure(one.before)} → " if one.before is not None else ""
-    on = f"{count(one.rows, 'row')}, {count(one.tokens, 'token')}"
-    told = f"held-out loss of {_trait(one)}: {earlier}{figure(one.loss)} on {on}"
-    return f"⚠️ {told} · worse than the base model" if one.regressed else told
 
 
 def _verified(event: AdapterVerified) -> Message:
@@ -353,7 +314,10 @@ def _verified(event: AdapterVerified) -> Message:
 
 def _succeeded(event: JobSucceeded, story: Story) -> Message:
     summary = event.summary
-    took = (event.at - story.first_claimed_at).total_seconds() if story.first_claimed_at else summary.duration_s
+    if story.first_claimed_at is not None:
+        took = f"{duration((event.at - story.first_claimed_at).total_seconds())} from claim to published adapter"
+    else:
+        took = f"{duration(summary.duration_s)} from loading to verified adapter"
     attempts = f", attempt {story.claimed.attempt}" if story.claimed is not None and story.claimed.attempt > 1 else ""
     host = f" on host {code(story.claimed.host)}" if story.claimed is not None else ""
     learned = f"Loss {figure(summary.loss_first)} → {figure(summary.loss_last)} in {count(summary.steps, 'step')}"
@@ -365,10 +329,10 @@ def _succeeded(event: JobSucceeded, story: Story) -> Message:
         learned += f" · {megabytes(summary.peak_bytes)} held at most"
     if summary.guard_interceptions:
         learned += f" · {count(summary.guard_interceptions, 'dict assignment')} over the config turned away"
-    worse = [_trait(one) for one in story.evaluation.regressed] if story.evaluation is not None else []
+    worse = [trait_name(one) for one in story.evaluation.regressed] if story.evaluation is not None else []
     return compose(
         [
-            f"✅ *Succeeded* in {duration(took)}{attempts}",
+            f"✅ *Succeeded* · {took}, {duration(summary.train_s)} of it training{attempts}",
             learned,
             *([f"⚠️ {summary.overfitted.told}"] if summary.overfitted is not None else []),
             *([f"⚠️ Worse than the base model on held-out rows: {', '.join(worse)}"] if worse else []),

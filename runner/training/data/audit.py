@@ -80,6 +80,7 @@ def find_warnings(
                 f"they do not teach where to end. Raise training.max_length (the longest row has "
                 f"{share.longest_tokens:,} tokens), or shorten the rows."
             )
+        found += _held_out(share, max_length)
         if share.held_out_percentage and share.rows_available < FEWEST_ROWS:
             found.append(
                 f"{share.dataset_name}: {_rows(share.rows_available)}, too few to hold one out; "
@@ -101,6 +102,24 @@ def find_warnings(
             "leaves them out. Remove the duplicates from the data files."
         )
     return tuple(found)
+
+
+def _held_out(share: ShareReport, max_length: int) -> list[str]:
+    """What `max_length` takes away from the rows that the trait's loss is measured on."""
+    dropped, drawn = share.held_out_dropped_rows, share.held_out_drawn_rows
+    cut = share.held_out_truncated_rows - dropped
+    found = []
+    if dropped:
+        found.append(
+            f"{share.dataset_name}: {_of(dropped, drawn)} held out of {share.trait_type} left out of its loss, because "
+            f"max_length ({max_length} tokens) leaves nothing of the answer. Raise training.max_length."
+        )
+    if cut:
+        found.append(
+            f"{share.dataset_name}: {_of(cut, drawn)} held out of {share.trait_type} cut at max_length ({max_length} "
+            "tokens): its loss knows only their beginning. Raise training.max_length."
+        )
+    return found
 
 
 def _of(rows: int, drawn: int) -> str:

@@ -18,6 +18,7 @@ from runner.training.data.chat_template import settle_chat_template
 from runner.training.data.draw import asked_of, draw_rows
 from runner.training.data.encoding import encode_rows
 from runner.training.data.reading import read_datasets
+from runner.training.data.seen_prompts import SeenPrompts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +121,7 @@ def mix_data(
     trained: list[_Row] = []
     held_out: list[list[_Row]] = []
     reports: list[ShareReport] = []
-    repeats = Repeats()
+    repeats, asked = Repeats(), SeenPrompts(evaluation.prompts)
     refused: list[TrainingError] = []
     for (trait_type, share), draw in zip(shares, draws, strict=True):
         file, entry = files[share.dataset_id], spec.datasets[share.dataset_id]
@@ -129,8 +130,7 @@ def mix_data(
         except DatasetError as error:
             refused.append(DatasetError(f"{entry.source}: {error.message}", hint=error.hint))
             continue
-        drawn, held = rows[: len(draw.trained)], rows[len(draw.trained) :]
-        held_out.append([row for row in held if row.tokens_with_loss])
+        drawn, unseen = rows[: len(draw.trained)], rows[len(draw.trained) :]
         kept = [row for row in drawn if row.tokens_with_loss]
         longest = max(row.length for row in drawn)
         if not kept:
@@ -144,6 +144,9 @@ def mix_data(
             continue
         for row in kept:
             repeats.add(share.dataset_id, row.number, row.input_ids)
+            asked.trained_on(file.format, file.rows[row.number])
+        measured = [row for row in unseen if row.tokens_with_loss]
+        held_out.append(measured)
         trained += kept
         reports.append(
             ShareReport(
@@ -161,6 +164,9 @@ def mix_data(
                 dropped_rows=len(drawn) - len(kept),
                 endless_rows=sum(not row.ends for row in kept),
                 held_out_percentage=asked_of(share, evaluation.held_out_percentage),
+                held_out_drawn_rows=len(unseen),
+                held_out_truncated_rows=sum(row.length > training.max_length for row in unseen),
+                held_out_dropped_rows=len(unseen) - len(measured),
             )
         )
     if refused:
@@ -184,6 +190,7 @@ def mix_data(
             repeats,
             leaked_rows=sum(map(len, held_out)) - sum(map(len, clean)),
             max_length=training.max_length,
+            seen_prompts=asked.seen,
             note=note,
         ),
         has_messages=has_messages,
@@ -227,6 +234,7 @@ def _event(
     *,
     leaked_rows: int,
     max_length: int,
+    seen_prompts: tuple[str, ...],
     note: str | None,
 ) -> DataMixed:
     return DataMixed(
@@ -238,6 +246,7 @@ def _event(
         duplicate_rows=repeats.duplicates,
         repeated_rows=repeats.repeated,
         leaked_rows=leaked_rows,
+        seen_prompts=seen_prompts,
         warnings=(
             *([note] if note else []),
             *find_warnings(

@@ -111,6 +111,7 @@ def _manifest(outcome: Outcome, folder: Path) -> dict[str, Any]:
         ],
         "traits": [trait.model_dump(mode="json") for trait in outcome.mix.event.traits],
         "data_warnings": list(outcome.mix.event.warnings),
+        "seen_prompts": list(outcome.mix.event.seen_prompts or ()),
         "metrics": {
             "summary": outcome.summary.model_dump(mode="json"),
             "before": outcome.before.model_dump(mode="json", exclude={"at", "kind", "when"}),

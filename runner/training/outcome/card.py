@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from runner.events import AdapterVerified, DataMixed, Evaluated, VersionsReported
+from runner.main_settings import main_settings
 from runner.reports import RUNG_WORDS, LoadReceipt, Resolved, RunSummary
 from runner.spec import Evaluation, ProjectSpec, RunSpec
 from runner.training.data.mix import Mix
 
 _GB = 1_000_000_000
+_ORIGINS = {"project": "project file", "override": "override at the start", "host": "this host"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ def render_card(outcome: Outcome) -> str:
         f"# {project.name}\n",
         f"{_cell(project.description)}\n" if project.description else "",
         f"{made}\n",
+        f"{_asked(outcome.spec)}\n",
         _loading(receipt),
         f"{_training(project, receipt, summary)}\n",
         "![Loss by optimizer step](loss.png)\n",
@@ -56,7 +59,7 @@ def render_card(outcome: Outcome) -> str:
         _data(outcome.mix.event),
         _held_out(outcome.after, [trait.trait_type for trait in outcome.mix.event.traits]),
         _exact_match(outcome.before, outcome.after, outcome.mix.event),
-        _samples(outcome.before, outcome.after),
+        _samples(outcome.before, outcome.after, outcome.mix.event.seen_prompts or ()),
         _settings(outcome.settings),
         _making(outcome),
         _usage(project, receipt, as_chat=outcome.mix.as_chat),
@@ -212,20 +215,30 @@ def _exact_match(before: Evaluated, after: Evaluated, mixed: DataMixed) -> str:
     return "## Answers right to the letter\n\n" + _table(head, rows)
 
 
-def _samples(before: Evaluated, after: Evaluated) -> str:
+def _samples(before: Evaluated, after: Evaluated, seen: Sequence[str]) -> str:
     if not after.samples:
         return ""
     rows = (
-        (new.prompt, old.completion, new.completion) for old, new in zip(before.samples, after.samples, strict=True)
+        (new.prompt, old.completion, new.completion, "yes" if new.prompt in seen else "no")
+        for old, new in zip(before.samples, after.samples, strict=True)
     )
-    return "## Samples\n\n" + _table(("prompt", "base", "adapter"), rows)
+    table = _table(("prompt", "base", "adapter", "seen in training"), rows)
+    told = "\nWhere a prompt was seen in training, the answer may be remembered.\n" if seen else ""
+    return f"## Samples\n\n{table}{told}"
+
+
+def _asked(spec: RunSpec) -> str:
+    """The main settings in one line; all of them are a table further down."""
+    told = [
+        f"{_cell(one.name)} {_cell(one.value)} ({_ORIGINS.get(one.origin, 'default')})" for one in main_settings(spec)
+    ]
+    return f"Settings: {', '.join(told)}."
 
 
 def _settings(settings: Iterable[Resolved]) -> str:
     """A table of what somebody decided; what nobody did is one sentence."""
-    origins = {"project": "project file", "override": "override at the start", "host": "this host"}
     settings = list(settings)
-    decided = [(one.name, one.value, origins[one.origin]) for one in settings if one.origin in origins]
+    decided = [(one.name, one.value, _ORIGINS[one.origin]) for one in settings if one.origin in _ORIGINS]
     defaults = ", ".join(f"{one.name} {one.value}" for one in settings if one.origin == "default")
     table = _table(("setting", "value", "decided by"), decided)
     return f"## Settings\n\n{table}" + (f"\nAt their defaults: {_cell(defaults)}.\n" if defaults else "")
@@ -235,14 +248,11 @@ def _making(outcome: Outcome) -> str:
     """Where it comes from, for whoever has to trust or repeat it."""
     summary, versions, project = outcome.summary, outcome.versions, outcome.spec.project
     base = f"commit {project.revision}" if project.revision else f"files with fingerprint {outcome.base_fingerprint}"
-    rows = [
-        ("base model", f"{project.base_model}, {base}"),
-        ("device", versions.device),
-        (
-            "time",
-            f"{summary.train_s:.0f} s of training; {summary.duration_s:.0f} s from loading to the verified adapter",
-        ),
-    ]
+    took = (
+        f"{summary.train_s:.0f} s of training; {summary.duration_s:.0f} s from the attempt's start to the verified "
+        "adapter (the thread counts from the claim to the published adapter)"
+    )
+    rows = [("base model", f"{project.base_model}, {base}"), ("device", versions.device), ("time", took)]
     if summary.peak_bytes is not None:
         rows.append(("memory", f"{summary.peak_bytes / _GB:.2f} GB at most"))
     installed = [f"{package.name} {package.installed}" for package in versions.packages if package.installed]

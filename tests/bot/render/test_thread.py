@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bot.render.message import Message, context, section
+from bot.render.message import PHONE_COLUMNS, Message, context, section
 from bot.render.thread import render_milestone
 from bot.story import Story, tell
 from bot.workspace.blocks import check_blocks
@@ -78,8 +78,22 @@ def _of(run: tuple[ChildEvent, ...], *kinds: type[ChildEvent]) -> list[ChildEven
 
 def test_queued_tells_the_position(render: Render) -> None:
     first, third = render([JobQueued(position=1, pool="cpu")]), render([JobQueued(position=3, pool="cpu")])
-    assert [_lines(message) for message in first] == [["Queued in pool `cpu` · position 1 · next to run"]]
-    assert [_lines(message) for message in third] == [["Queued in pool `cpu` · position 3"]]
+    assert [_lines(message)[0] for message in first] == ["Queued in pool `cpu` · position 1 · next to run"]
+    assert [_lines(message)[0] for message in third] == ["Queued in pool `cpu` · position 3"]
+
+
+def test_the_start_tells_the_main_settings_and_marks_what_was_overridden(job: JobRecord) -> None:
+    training = job.spec.project.training.model_copy(update={"learning_rate": 5e-4, "gradient_accumulation_steps": 4})
+    project = job.spec.project.model_copy(update={"training": training})
+    overrides = {"training.learning_rate": "5e-4", "training.optim": "<adam>"}
+    spec = job.spec.model_copy(update={"project": project, "overrides": overrides})
+    stored = StoredEvent(seq=1, attempt=0, event=JobQueued(position=1, pool="cpu"))
+    message = render_milestone(Story(job.model_copy(update={"spec": spec})), stored)
+    assert message is not None
+    assert _lines(message)[1] == (
+        "*Settings* *learning_rate 0.0005* (override) · num_train_epochs 3 · effective batch 32 rows (8 x 4) · r 16 · "
+        "lora_alpha 32 · asked for 4-bit quantization · *optim &lt;adam&gt;* (override)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,18 +130,20 @@ def test_the_version_report_is_a_table_with_a_classic_form(render: Render, good_
         "rows": [
             [{"type": "raw_text", "text": text} for text in row]
             for row in (
-                ("Library", "Installed", "Tested", "Verdict"),
-                ("transformers", "5.23.0", "5.23.0", "as tested"),
-                ("peft", "0.21.1", "0.21.2", "patch differs"),
+                ("Library", "Installed", "Verdict"),
+                ("transformers", "5.23.0", "as tested"),
+                ("peft", "0.21.1", "patch differs from 0.21.2"),
             )
         ],
-        "column_settings": [{"is_wrapped": True}] * 4,
+        "column_settings": [{"is_wrapped": True}] * 3,
     }
     drawn = (
         "```\n"
-        "Library       Installed  Tested  Verdict\n"
-        "transformers  5.23.0     5.23.0  as tested\n"
-        "peft          0.21.1     0.21.2  patch differs\n"
+        "transformers\n"
+        "  Installed: 5.23.0 · Verdict: as tested\n"
+        "peft\n"
+        "  Installed: 0.21.1\n"
+        "  Verdict: patch differs from 0.21.2\n"
         "```"
     )
     assert (head, table, foot) == message.blocks
@@ -225,8 +241,8 @@ def test_the_data_mix_tells_rows_used_of_rows_there(render: Render, good_run: tu
     (message,) = render(_of(good_run, DataMixed))
     rows = [[cell["text"] for cell in row] for row in message.blocks[1]["rows"]]
     assert rows == [
-        ["Trait", "Dataset", "Share", "Rows used", "Held out", "Trained tokens"],
-        ["arithmetic", "one-digit addition (1)", "80 %", "80 of 100", "0", "1,234 · 100 %"],
+        ["Trait", "Dataset", "Rows used", "Held out", "Trained tokens"],
+        ["arithmetic", "one-digit addition (1)", "80 of 100", "0", "1,234 · 100 %"],
     ]
     assert _lines(message)[-1] == "80 rows · longest 23 tokens"
 
@@ -258,14 +274,46 @@ def test_a_trait_of_several_datasets_is_added_up(render: Render, good_run: tuple
     other = one.model_copy(update={"trait_type": "tone", "dataset_id": 2, "trained_tokens": 617})
     (message,) = render([mixed.model_copy(update={"shares": (one, one, other), "rows": 240})])
     rows = [[cell["text"] for cell in row] for row in message.blocks[1]["rows"]]
-    share = ["arithmetic", "one-digit addition (1)", "80 %, at most 80", "80 of 100", "4", "1,234 · 40 %"]
+    share = ["arithmetic", "one-digit addition (1)", "80 of 100, at most 80", "4", "1,234 · 40 %"]
     assert rows[1:] == [
         share,
         share,
-        ["arithmetic", "together", "—", "160", "8", "2,468 · 80 %"],
-        ["tone", "one-digit addition (2)", "80 %, at most 80", "80 of 100", "4", "617 · 20 %"],
+        ["arithmetic", "together", "160", "8", "2,468 · 80 %"],
+        ["tone", "one-digit addition (2)", "80 of 100, at most 80", "4", "617 · 20 %"],
     ]
     assert _lines(message)[-1] == "240 rows · longest 23 tokens · 42 % of 7,404 tokens carry loss"
+
+
+def test_a_table_wider_than_a_phone_becomes_a_paragraph_a_row(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+    (message,) = render(_of(good_run, DataMixed))
+    drawn = message.classic[1]["text"]["text"]
+    assert drawn.splitlines() == [
+        "```",
+        "arithmetic",
+        "  Dataset: one-digit addition (1)",
+        "  Rows used: 80 of 100 · Held out: 0",
+        "  Trained tokens: 1,234 · 100 %",
+        "```",
+    ]
+    assert drawn in message.text
+
+
+def test_what_was_seen_in_training_is_marked_among_the_sample_prompts(
+    render: Render, good_run: tuple[ChildEvent, ...]
+) -> None:
+    (mixed,) = _of(good_run, DataMixed)
+    (after,) = (event for event in _of(good_run, Evaluated) if isinstance(event, Evaluated) and event.when == "after")
+    samples = (Sample(prompt="2+3=", completion="5"), Sample(prompt="A word " * 9, completion="so " * 40))
+    after = after.model_copy(update={"samples": samples})
+    told, none, unknown = (
+        render([mixed.model_copy(update={"seen_prompts": seen}), after])[1] for seen in (("2+3=",), (), None)
+    )
+    assert [row[0]["text"] for row in told.blocks[1]["rows"]][1] == "† 2+3="
+    assert _lines(told)[-1] == "† Sample prompts: 1 of 2 seen in training, so their answers may be remembered"
+    assert _lines(none)[-1] == "Sample prompts: none seen in training"
+    assert "seen in training" not in unknown.text
+    drawn = told.classic[1]["text"]["text"]
+    assert max(map(len, drawn.splitlines())) <= PHONE_COLUMNS
 
 
 def test_answers_stand_side_by_side_with_those_of_the_base_model(
@@ -368,7 +416,7 @@ def test_the_end_tells_loss_time_and_where_the_adapter_is(render: Render, good_r
     assert isinstance(last, RunSucceeded)
     end = JobSucceeded(summary=last.summary, adapter_path="/out/demo/adapter", at=AT + timedelta(seconds=42))
     assert _lines(render([CLAIMED, end])[-1]) == [
-        "✅ *Succeeded* in 42 s",
+        "✅ *Succeeded* · 42 s from claim to published adapter, 15 s of it training",
         "Loss 4.812 → 0.0211 in 120 steps · 826.0 MB held at most · 1 dict assignment over the config turned away",
         "Adapter: `/out/demo/adapter` on host `gpu-1`",
     ]

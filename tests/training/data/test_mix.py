@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 
 from runner.errors import DatasetError
 from runner.spec import RunSpec
+from runner.training.data.draw import draw_rows
 from runner.training.data.mix import mix_data
 
 MakeSpec = Callable[..., RunSpec]
@@ -188,3 +189,69 @@ def test_a_changed_data_file_has_another_fingerprint(tokenizer: Any, make_spec: 
 
     assert first.keys() == second.keys() == {1}
     assert first != second
+
+
+def test_held_out_rows_that_max_length_cuts_or_empties_are_counted_by_trait(
+    tokenizer: Any, make_spec: MakeSpec, tmp_path: Path, addition: list[dict[str, Any]]
+) -> None:
+    rows = addition[:20]
+    settings: dict[str, Any] = {"evaluation": {"held_out_percentage": 20.0}, "training": {"max_length": 16}}
+    [trait] = make_spec(tmp_path, rows, **settings).project.traits
+    [draw] = draw_rows([("trait 1", trait.datasets[0])], {1: 20}, held_out_percentage=20.0, seed=42)
+    emptied, *cut, _ = draw.held_out
+    rows[emptied] = {"prompt": "What is that? " * 20, "completion": "A model"}
+    for number in cut:
+        rows[number] = {"prompt": f"What is {number}?", "completion": "A model. " * 20}
+
+    mix = mix_data(make_spec(tmp_path, rows, **settings), tokenizer, tmp_path)
+
+    [share] = mix.event.shares
+    assert (share.held_out_drawn_rows, share.held_out_rows) == (4, 3)
+    assert (share.held_out_truncated_rows, share.held_out_dropped_rows) == (3, 1)
+    [told] = mix.event.traits
+    assert (told.held_out_truncated_rows, told.held_out_dropped_rows) == (3, 1)
+    assert (share.truncated_rows, share.dropped_rows) == (0, 0)
+    emptied_told, cut_told = mix.event.warnings
+    assert emptied_told == (
+        "rows 1: 1 of 4 rows (25 %) held out of trait 1 left out of its loss, because max_length (16 tokens) leaves "
+        "nothing of the answer. Raise training.max_length."
+    )
+    assert cut_told == (
+        "rows 1: 2 of 4 rows (50 %) held out of trait 1 cut at max_length (16 tokens): its loss knows only their "
+        "beginning. Raise training.max_length."
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seen"),
+    [
+        ("What is  3 + 4?\n", True),
+        ("What is 3 + 44?", False),
+        ("Hello", True),
+        ("The team trains", True),
+        ("team", False),
+    ],
+)
+def test_a_sample_prompt_that_a_row_trained_on_asks_too_is_told(
+    tokenizer: Any, make_spec: MakeSpec, tmp_path: Path, addition: list[dict[str, Any]], prompt: str, *, seen: bool
+) -> None:
+    spec = make_spec(tmp_path, addition, TALKS, TEXTS, evaluation={"prompts": [prompt, "Nobody asks this"]})
+
+    assert mix_data(spec, tokenizer, tmp_path).event.seen_prompts == ((prompt,) if seen else ())
+
+
+def test_a_sample_prompt_that_only_held_out_rows_ask_is_not_seen_in_training(
+    tokenizer: Any, make_spec: MakeSpec, tmp_path: Path, addition: list[dict[str, Any]]
+) -> None:
+    rows = addition[:20]
+    spec = make_spec(
+        tmp_path,
+        rows,
+        evaluation={"prompts": [row["prompt"] for row in rows], "held_out_percentage": 20.0},
+    )
+    [draw] = draw_rows([("trait 1", spec.project.traits[0].datasets[0])], {1: 20}, held_out_percentage=20.0, seed=42)
+
+    mix = mix_data(spec, tokenizer, tmp_path)
+
+    assert mix.event.seen_prompts == tuple(rows[number]["prompt"] for number in draw.trained)
+    assert len(draw.trained) == 16

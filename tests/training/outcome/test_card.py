@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from runner.reports import Resolved
+from runner.events import Evaluated
+from runner.reports import Resolved, Sample
 from runner.spec import Evaluation
-from runner.training.outcome.card import _asking, _settings
+from runner.training.outcome.card import _asking, _samples, _settings
 
 
 def test_settings_that_somebody_decided_are_a_table_and_the_defaults_a_sentence() -> None:
@@ -41,4 +42,20 @@ def test_an_adapter_trained_on_conversations_is_asked_as_a_user_through_its_temp
             "add_generation_prompt=True)"
         ),
         'inputs = tokenizer(text, add_special_tokens=False, return_token_type_ids=False, return_tensors="pt")',
+    ]
+
+
+def test_a_sample_whose_prompt_was_seen_in_training_is_told_from_one_that_was_not() -> None:
+    before, after = (
+        Evaluated(when=when, samples=(Sample(prompt="2+3=", completion=answer), Sample(prompt="Hi", completion=answer)))
+        for when, answer in (("before", "x"), ("after", "5"))
+    )
+
+    assert _samples(before, after, ("2+3=",)).splitlines()[2:] == [
+        "| prompt | base | adapter | seen in training |",
+        "| --- | --- | --- | --- |",
+        "| 2+3= | x | 5 | yes |",
+        "| Hi | x | 5 | no |",
+        "",
+        "Where a prompt was seen in training, the answer may be remembered.",
     ]
