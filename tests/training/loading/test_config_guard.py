@@ -16,8 +16,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
-    LlavaConfig,
-    PretrainedConfig,
     PreTrainedModel,
     TrainerCallback,
     TrainingArguments,
@@ -211,35 +209,6 @@ def test_a_trainer_callback_that_assigns_a_dict_does_not_disturb_training(tmp_pa
         model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     assert base.config is config
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
-
-
-def test_a_sub_config_assigned_as_a_dict_is_turned_back() -> None:
-    llava: Any = LlavaConfig(text_config=small_config())
-    with ConfigGuard(LlamaForCausalLM) as guard:
-        model = small_model()
-        model.config = llava
-        text = llava.text_config
-        model.config.text_config = text.to_dict()
-        assert model.config.text_config is text
-        assert model.config.get_text_config() is text
-        assert guard.interceptions == 1
-
-
-def test_a_raw_sub_config_of_a_custom_class_becomes_an_object() -> None:
-    class RawConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # see above
-        model_type = "raw-text-config"
-
-        def __init__(self, text_config: dict[str, Any] | None = None, **kwargs: Any) -> None:
-            self.text_config = text_config
-            super().__init__(**kwargs)
-
-    with ConfigGuard(LlamaForCausalLM) as guard:
-        model = small_model()
-        model.config = RawConfig(text_config=small_config().to_dict())
-        assert isinstance(model.config.get_text_config(), LlamaConfig)
-        model.config = RawConfig(text_config={"vocab_size": 7})
-        assert model.config.get_text_config().vocab_size == 7
-        assert guard.interceptions == 2
 
 
 def test_an_exception_leaves_no_trace_of_the_guard() -> None:
