@@ -26,6 +26,15 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     return max(0, min(limits)) if limits else None
 
 
+def refuses_memory(root: Path = Path("/")) -> bool:
+    """Whether memory that runs out is refused to this process, because a limit of its own is what it meets first.
+
+    Where the host's or a control group's memory is used up, the kernel ends the process instead.
+    """
+    own, others = [*_own_limits(root)], [*_host(root), *_control_groups(root)]
+    return bool(own) and min(own) < min(others, default=_UNLIMITED)
+
+
 def resident_bytes(root: Path = Path("/")) -> tuple[int, int] | None:
     """Bytes of this process in memory: those no file stands behind, heap and buffers, and those of mapped files.
 

@@ -12,6 +12,15 @@ Origin = Literal["measured", "history", "estimated"]
 CheckName = Literal["base model", "data", "adapter", "disk", "trial", "memory"]
 
 
+class FittingBatch(Record):
+    """A batch that fits into memory where the project's does not; a step has the same rows."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    training_bytes: int
+    """At the worst moment of training."""
+
+
 class RungNeeds(Record):
     """Memory that the process takes on one rung, by arithmetic, before anything is loaded."""
 
@@ -23,6 +32,8 @@ class RungNeeds(Record):
     training_bytes: int | None
     """At the worst moment of training, with adapter, optimizer and activations of a batch of the longest rows; None
     where only a trial can tell."""
+    fitting: FittingBatch | None = None
+    """The largest half, quarter and so on of the batch that fits; None where the whole does, or nothing."""
 
 
 class Preflight(Record):
@@ -39,7 +50,17 @@ class Preflight(Record):
     """Weights that the run would have to download first."""
     cache_dir: str
     """Where downloads go."""
+    gpus: int
+    """Processes that train together, each with the whole model; every figure of memory is one process'."""
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    halves_batch: bool
+    """Whether memory that runs out can be caught, so that the run halves its batch by itself. On a CPU it is the kernel
+    that ends a process, unless a limit of the process' own is met first; and several processes do not halve theirs."""
     data: DataMixed
+    template_undecided: bool = False
+    """Whether the base model's own chat template may yet be put aside: that takes a look at its embeddings, which are
+    not on this host. The figures are those of its own template."""
     total_steps: int
     """Optimizer steps."""
     trainable_parameters: int
@@ -70,6 +91,14 @@ class PlanMemory(Record):
     peak_bytes: int
     """Most that the process would hold: its resident set on a CPU, PyTorch's allocations on a GPU."""
     available_bytes: int | None
+    fitting: FittingBatch | None = None
+    """A smaller batch that fits: by a trial, whose peak `peak_bytes` then is, or by arithmetic; None where the
+    project's own fits, or none does."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the project's own batch does, or what a trial has found; so does memory that nobody knows of."""
+        return self.available_bytes is None or self.peak_bytes <= self.available_bytes
 
 
 class PlanCheck(Record):

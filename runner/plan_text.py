@@ -29,13 +29,27 @@ def plan_text(plan: Plan) -> RenderableType:
     if plan.preflight is not None:
         title.append(f" · {printable(plan.preflight.device)}")
         facts = Table.grid(padding=(0, 2))
+        facts.add_column(no_wrap=True)
+        facts.add_column(overflow="fold")
         for name, value in _facts(plan, plan.preflight):
             facts.add_row(Text(name, style="bold"), Text(printable(value)))
         parts += ["", facts, "", _memory(plan.preflight, plan.memory)]
-    parts.append("")
-    parts += [_check(check.name, check.message, check.hint, passed=check.passed) for check in plan.checks]
-    verdict = ("It fits.", "bold green") if plan.fits else ("It does not fit.", "bold red")
-    return Group(*parts, "", Text(*verdict))
+    checks = Table.grid(padding=(0, 1))
+    checks.add_column(no_wrap=True)
+    checks.add_column(overflow="fold")
+    for check in plan.checks:
+        mark = Text("✓", "green") if check.passed else Text("✗", "red")
+        checks.add_row(mark, _check(check.name, check.message, check.hint))
+    return Group(*parts, "", checks, "", _verdict(plan))
+
+
+def _verdict(plan: Plan) -> Text:
+    if not plan.fits:
+        return Text("It does not fit." if plan.preflight is not None else "It cannot begin.", "bold red")
+    if plan.memory is not None and plan.memory.fitting is not None:
+        rows = plan.memory.fitting.per_device_train_batch_size
+        return Text(f"It fits with per_device_train_batch_size = {rows}.", "bold yellow")
+    return Text("It fits.", "bold green")
 
 
 def size_text(size: int) -> str:
@@ -48,10 +62,8 @@ def _facts(plan: Plan, found: Preflight) -> Iterator[tuple[str, str]]:
     yield "data", first.removeprefix("Data: ")
     yield from (("", line.strip()) for line in lines)
     tokens = sum(share.total_tokens for share in found.data.shares)
-    yield (
-        "training",
-        (f"{found.total_steps:,} steps, {tokens:,} tokens an epoch, {found.trainable_parameters:,} parameters trained"),
-    )
+    steps = f"{found.total_steps:,} steps of {_step_rows(found)}"
+    yield "training", f"{steps}, {tokens:,} tokens an epoch, {found.trainable_parameters:,} parameters trained"
     if plan.time is None:
         yield "time", "not measured"
         return
@@ -60,9 +72,16 @@ def _facts(plan: Plan, found: Preflight) -> Iterator[tuple[str, str]]:
     yield "time", f"{duration_text(plan.time.duration_s)}, {in_loop} ({origin})"
 
 
+def _step_rows(found: Preflight) -> str:
+    rows = f"{found.per_device_train_batch_size} rows"
+    if found.gradient_accumulation_steps > 1:
+        rows += f" {found.gradient_accumulation_steps} times"
+    return f"{rows} on each of {found.gpus} devices" if found.gpus > 1 else rows
+
+
 def _memory(found: Preflight, memory: PlanMemory | None) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("memory")
+    table.add_column("memory of each device" if found.gpus > 1 else "memory")
     for column in ("at load", "loaded", "in training"):
         table.add_column(column, justify="right")
     table.add_column("")
@@ -78,9 +97,8 @@ def _memory(found: Preflight, memory: PlanMemory | None) -> Table:
     return table
 
 
-def _check(name: str, message: str, hint: str | None, *, passed: bool) -> Text:
-    mark = ("✓ ", "green") if passed else ("✗ ", "red")
-    line = Text.assemble(mark, (f"{name}: ", "bold"), printable(message))
+def _check(name: str, message: str, hint: str | None) -> Text:
+    line = Text.assemble((f"{name}: ", "bold"), printable(message))
     if hint:
-        line.append(f"\n  {printable(hint)}", style="dim")
+        line.append(f"\n{printable(hint)}", style="dim")
     return line

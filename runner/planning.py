@@ -13,10 +13,10 @@ from pathlib import Path
 
 from runner.child import Spawn, child_environment, spawn_training
 from runner.errors import TrainingError
-from runner.events import ChildEvent
+from runner.events import BatchHalved, ChildEvent
 from runner.history import find_earlier_run
 from runner.hyperparameters import Training
-from runner.plan import CheckName, Origin, Plan, PlanCheck, PlanMemory, PlanTime, Preflight
+from runner.plan import CheckName, FittingBatch, Origin, Plan, PlanCheck, PlanMemory, PlanTime, Preflight
 from runner.redaction import redact
 from runner.reports import Rung
 from runner.settings import RunnerSettings
@@ -71,7 +71,7 @@ def plan_from(
     """Go on from a preflight: look for an earlier run, else try, and check. Arguments as of `make_plan`."""
     checks = [_access_check(found), _disk_check(spec, settings, found)]
     time, memory = None, _estimated_memory(found)
-    may_try = all(check.passed for check in (*checks, *_memory_checks(memory))) and not found.fetch_bytes
+    may_try = all(check.passed for check in (*checks, *_memory_checks(memory, found))) and not found.fetch_bytes
     earlier = find_earlier_run(spec, found, settings.output_root)
     if earlier is not None:
         time = PlanTime(
@@ -85,10 +85,14 @@ def plan_from(
             checks.append(PlanCheck(name="trial", passed=False, message=error.message, hint=error.hint))
         else:
             time = expected_time(spec, trial)
-            if trial.warning is not None:
-                checks.append(PlanCheck(name="trial", passed=True, message=trial.warning))
             memory = _memory("measured", trial.rung, trial.peak_bytes, found) or memory
-    checks += _memory_checks(memory)
+            if trial.halved is not None:
+                checks.append(PlanCheck(name="trial", passed=True, message=trial.halved.announcement))
+                memory = memory and memory.model_copy(update={"fitting": _fitted(trial.halved, memory.peak_bytes)})
+    if found.template_undecided:
+        message = "whether the base model's own chat template is used is decided when its weights are here"
+        checks.append(PlanCheck(name="data", passed=True, message=message))
+    checks += _memory_checks(memory, found)
     return Plan(
         project=spec.project.name,
         host=settings.host,
@@ -129,17 +133,23 @@ def _disk_check(spec: RunSpec, settings: RunnerSettings, found: Preflight) -> Pl
     checkpoint = found.trainable_parameters * _BYTES_A_TRAINED_PARAMETER
     # The oldest checkpoint goes when the newest is complete; the adapter comes on top.
     needed = checkpoint * (spec.project.training.save_total_limit + 1) + checkpoint
-    wanted = [(settings.output_root, needed, "checkpoints and adapter", "Free space, or set QLORA_OUTPUT_ROOT.")]
+    wanted = [(settings.output_root, needed, "checkpoints and adapter", "QLORA_OUTPUT_ROOT")]
     if found.fetch_bytes:
-        wanted.append((Path(found.cache_dir), found.fetch_bytes, "the base model", "Free space, or set HF_HOME."))
-    for folder, size, what, hint in wanted:
+        wanted.append((Path(found.cache_dir), found.fetch_bytes, "the base model", "HF_HOME"))
+    # Both may lie on one disk.
+    on_disk: dict[int, list[tuple[Path, int, str, str]]] = {}
+    for place in wanted:
+        on_disk.setdefault(_existing(place[0]).stat().st_dev, []).append(place)
+    messages = []
+    for places in on_disk.values():
+        size, folder = sum(place[1] for place in places), places[-1][0]
         free = shutil.disk_usage(_existing(folder)).free
+        what = " and ".join(f"{_size(place[1])} for {place[2]}" for place in places)
+        messages.append(f"{what}, {_size(free)} free in {folder}")
         if size > free:
-            message = f"{what} need {_size(size)}, {folder} has {_size(free)} free"
-            return PlanCheck(name="disk", passed=False, message=message, hint=hint)
-    folder, size, what, _ = wanted[0]
-    free = shutil.disk_usage(_existing(folder)).free
-    return PlanCheck(name="disk", passed=True, message=f"{_size(size)} for {what}, {_size(free)} free in {folder}")
+            hint = f"Free space, or set {' or '.join(place[3] for place in places)} to a folder on a larger disk."
+            return PlanCheck(name="disk", passed=False, message=messages[-1], hint=hint)
+    return PlanCheck(name="disk", passed=True, message="; ".join(messages))
 
 
 def _existing(folder: Path) -> Path:
@@ -154,26 +164,48 @@ def _memory(origin: Origin, rung: Rung, peak_bytes: int | None, found: Preflight
     return PlanMemory(origin=origin, rung=rung, peak_bytes=peak_bytes, available_bytes=found.available_bytes)
 
 
+def _fitted(halved: BatchHalved, peak_bytes: int) -> FittingBatch:
+    return FittingBatch(
+        per_device_train_batch_size=halved.per_device_train_batch_size,
+        gradient_accumulation_steps=halved.gradient_accumulation_steps,
+        training_bytes=peak_bytes,
+    )
+
+
 def _estimated_memory(found: Preflight) -> PlanMemory | None:
     if not found.rungs:
         return None
     first = found.rungs[0]
-    return _memory("estimated", first.rung, max(first.load_peak_bytes, first.training_bytes or 0), found)
+    memory = _memory("estimated", first.rung, max(first.load_peak_bytes, first.training_bytes or 0), found)
+    return memory and memory.model_copy(update={"fitting": first.fitting})
 
 
-def _memory_checks(memory: PlanMemory | None) -> list[PlanCheck]:
+def _memory_checks(memory: PlanMemory | None, found: Preflight) -> list[PlanCheck]:
     if memory is None or memory.available_bytes is None:
         return []
-    passed = memory.peak_bytes <= memory.available_bytes
-    message = f"{_size(memory.peak_bytes)} of {_size(memory.available_bytes)} available"
-    hint = (
-        None
-        if passed
-        else (
+    share = " on each device" if found.gpus > 1 else ""
+    message = f"{_size(memory.peak_bytes)} of {_size(memory.available_bytes)} available{share}"
+    batch = memory.fitting
+    if batch is None:
+        hint = (
             "Lower per_device_train_batch_size or max_length, set gradient_checkpointing = true, or use a larger host."
         )
+        return [PlanCheck(name="memory", passed=memory.fits, message=message, hint=None if memory.fits else hint)]
+    asked = f"per_device_train_batch_size = {found.per_device_train_batch_size}"
+    settings = (
+        f"training.per_device_train_batch_size={batch.per_device_train_batch_size} "
+        f"training.gradient_accumulation_steps={batch.gradient_accumulation_steps}"
     )
-    return [PlanCheck(name="memory", passed=passed, message=message, hint=hint)]
+    if memory.fits:
+        message += f" with per_device_train_batch_size = {batch.per_device_train_batch_size}; {asked} does not fit"
+    else:
+        smaller = f"{_size(batch.training_bytes)} with {batch.per_device_train_batch_size}"
+        message += f" with {asked}; about {smaller}, which fits"
+    if found.halves_batch:
+        hint = f"The run halves its batch by itself; {settings} spares it the attempt."
+    else:
+        hint = f"Add {settings}: a step has the same rows."
+    return [PlanCheck(name="memory", passed=memory.fits or found.halves_batch, message=message, hint=hint)]
 
 
 def expected_time(spec: RunSpec, trial: Trial) -> PlanTime:

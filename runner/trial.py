@@ -71,8 +71,8 @@ class Trial:
     checkpoint_bytes: int
     peak_bytes: int | None
     """Most memory that the child has held."""
-    warning: str | None = None
-    """That the batch had to be halved to fit, None where it fitted as it is."""
+    halved: BatchHalved | None = None
+    """The last time that the batch had to be halved to fit, None where it fitted as it is."""
 
 
 def run_trial(spec: RunSpec, settings: RunnerSettings, spawn: Spawn, tell: Callable[[ChildEvent], None]) -> Trial:
@@ -222,7 +222,7 @@ class _Watch:
             checkpoint_s=checkpoint_s,
             checkpoint_bytes=checkpoint_bytes,
             peak_bytes=self.steps[-1].peak_bytes,
-            warning=self.halved.announcement if self.halved is not None else None,
+            halved=self.halved,
         )
 
     def _between(self, phase: Phase, following: Phase) -> float:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 
-from runner.cli.project import add_project_arguments, named_project
+from runner.cli.project import add_project_arguments, named_project, problems_json
 from runner.errors import SpecError, UsageError
 from runner.spec import RunSpec
 
@@ -24,19 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (SpecError, UsageError) as error:
         if not arguments.json:
             raise
-        problems = [asdict(problem) for problem in error.problems] if isinstance(error, SpecError) else []
-        print(
-            json.dumps(
-                {
-                    "valid": False,
-                    "code": error.code,
-                    "message": error.message,
-                    "hint": error.hint,
-                    "problems": problems,
-                },
-                indent=2,
-            )
-        )
+        print(problems_json(error))
         return 2
     if arguments.json:
         print(json.dumps({"valid": True, "spec": spec.model_dump(mode="json"), "problems": []}, indent=2))

@@ -1,6 +1,7 @@
 """`plan PROJECT [key=value …] [--json] [--no-measure]`: what a run would take on this host, and whether it fits.
 
-Exit status: 0 it fits, 1 it does not or a check failed, 2 not a valid project.
+Exit status: 0 it fits, 1 it does not or a check failed, 2 not a valid project. With `--json` the last prints what
+`check --json` does.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import sys
 
 from rich.console import Console
 
-from runner.cli.project import add_project_arguments, named_project
+from runner.cli.project import add_project_arguments, named_project, problems_json
 from runner.console import describe_event, printable
+from runner.errors import SpecError, UsageError
 from runner.events import ChildEvent
 from runner.plan_text import plan_text
 from runner.planning import make_plan
+
+_FILE_COLUMNS = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan and print."""
-    project = named_project(arguments)
-    spec = project.load()
+    try:
+        project = named_project(arguments)
+        spec = project.load()
+    except (SpecError, UsageError) as error:
+        if not arguments.json:
+            raise
+        print(problems_json(error))
+        return 2
     # What goes on is told on standard error, so that standard output holds the plan alone.
     progress = Console(stderr=True)
     with progress.status("Reading the base model's configuration and the data …") as status:
@@ -42,5 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(plan.model_dump_json(indent=2))
     else:
-        Console(file=sys.stdout, highlight=False).print(plan_text(plan), soft_wrap=True)
+        # In a file lines may be as long as they are.
+        width = None if sys.stdout.isatty() else _FILE_COLUMNS
+        Console(file=sys.stdout, highlight=False, width=width).print(plan_text(plan))
     return 0 if plan.fits else 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from runner.errors import UsageError
+from runner.errors import SpecError, UsageError
 from runner.projects import load_project
 from runner.settings import RunnerSettings, load_settings
 from runner.spec import RunSpec
@@ -58,6 +59,13 @@ def named_project(arguments: argparse.Namespace) -> NamedProject:
             raise UsageError(f"There is no file {name}.", code="unknown-project")
         name, settings = path.stem, replace(settings, projects_dir=path.parent)
     return NamedProject(name, settings, read_overrides(arguments.overrides))
+
+
+def problems_json(error: SpecError | UsageError) -> str:
+    """What is wrong, as one JSON object."""
+    problems = [asdict(problem) for problem in error.problems] if isinstance(error, SpecError) else []
+    found = {"valid": False, "code": error.code, "message": error.message, "hint": error.hint, "problems": problems}
+    return json.dumps(found, indent=2)
 
 
 def read_overrides(words: list[str]) -> dict[str, str]:

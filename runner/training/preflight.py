@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets import Dataset
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import constants
 from trl.data_utils import pack_dataset
 
 from runner.errors import QLoRAError
+from runner.host_memory import refuses_memory
 from runner.hyperparameters import Training
-from runner.plan import Preflight, RungNeeds
+from runner.plan import FittingBatch, Preflight, RungNeeds
 from runner.redaction import redact
 from runner.settings import RunnerSettings, load_settings
 from runner.spec import RunSpec
@@ -29,6 +30,7 @@ from runner.training.data.mix import Mix
 from runner.training.loading.base_model import BaseModel
 from runner.training.loading.quantized import EffectiveRungError
 from runner.training.loading.weight_estimate import WeightEstimate, estimate_weights
+from runner.training.loop.batch_halving import halve
 from runner.training.loop.training_estimate import TrainingEstimate
 from runner.training.memory import free_bytes
 from runner.training.preparation import prepare
@@ -58,35 +60,64 @@ def preflight(spec: RunSpec, settings: RunnerSettings) -> Preflight:
     )
     spec, mix, trainable = prepared.spec, prepared.mix, prepared.trainable_parameters
     source, config = prepared.opened.source, prepared.opened.config.config
+    fetch_bytes = source.bytes_to_fetch()
     # What this process holds, it gives back before the training begins.
     own = peak_bytes(device) if device.type == "cpu" else 0
     compute_dtype = choose_compute_dtype(device, spec.project.quantization.bnb_4bit_compute_dtype)
     training = TrainingEstimate(source, config, spec.project, mix, compute_dtype=compute_dtype, device=device)
+    available = _available_bytes(device, gpus, own)
     return Preflight(
         device=(f"{gpus} x " if gpus > 1 else "") + describe(device),
-        available_bytes=_available_bytes(device, gpus, own),
+        available_bytes=available,
         base_model=f"{source.name} at {source.revision}" if source.revision else str(source.folder),
         revision=source.revision,
-        fetch_bytes=_bytes_to_fetch(source),
+        fetch_bytes=fetch_bytes,
         cache_dir=str(constants.HF_HUB_CACHE),
+        gpus=gpus,
+        per_device_train_batch_size=spec.project.training.per_device_train_batch_size,
+        gradient_accumulation_steps=spec.project.training.gradient_accumulation_steps,
+        halves_batch=gpus == 1 and (device.type == "cuda" or refuses_memory()),
         data=mix.event,
+        template_undecided=not prepared.template_is_settled,
         total_steps=count_steps(mix, spec.project.training, gpus),
         trainable_parameters=trainable,
         rungs=tuple(
-            RungNeeds(
-                rung=weights.rung,
-                load_peak_bytes=own + weights.load_peak_bytes,
-                steady_bytes=own + weights.model_bytes,
-                training_bytes=_training_bytes(own, weights, training),
-            )
+            _needs(weights, training, spec.project.training, own=own, available=available)
             for weights in _estimate_ladder(spec, source, config, compute_dtype)
         ),
     )
 
 
-def _training_bytes(own: int, weights: WeightEstimate, training: TrainingEstimate) -> int | None:
-    step = training.bytes_of(weights.rung)
-    return None if step is None else own + weights.model_bytes + step + (_KERNEL_BYTES if own else 0)
+def _needs(
+    weights: WeightEstimate, estimate: TrainingEstimate, training: Training, *, own: int, available: int | None
+) -> RungNeeds:
+    """What a rung takes, and the largest batch that fits where the project's does not."""
+
+    def needed(tried: Training) -> int | None:
+        step = estimate.bytes_of(weights.rung, tried)
+        return None if step is None else own + weights.model_bytes + step + (_KERNEL_BYTES if own else 0)
+
+    whole = needed(training)
+    fitting = None
+    smaller: Training | None = training
+    while whole is not None and available is not None and whole > available and fitting is None:
+        smaller = halve(smaller) if smaller is not None else None
+        if smaller is None:
+            break
+        part = needed(smaller)
+        if part is not None and part <= available:
+            fitting = FittingBatch(
+                per_device_train_batch_size=smaller.per_device_train_batch_size,
+                gradient_accumulation_steps=smaller.gradient_accumulation_steps,
+                training_bytes=part,
+            )
+    return RungNeeds(
+        rung=weights.rung,
+        load_peak_bytes=own + weights.load_peak_bytes,
+        steady_bytes=own + weights.model_bytes,
+        training_bytes=whole,
+        fitting=fitting,
+    )
 
 
 def _available_bytes(device: torch.device, processes: int, own: int) -> int | None:
@@ -119,19 +150,6 @@ def _estimate_ladder(
     for rung in spec.project.quantization.ladder:
         with suppress(EffectiveRungError):
             yield estimate_weights(source, config, rung, spec.project.quantization, compute_dtype)
-
-
-def _bytes_to_fetch(source: BaseModel) -> int:
-    """Weights of a hub model that are not in this host's cache."""
-    if source.revision is None or constants.HF_HUB_OFFLINE:
-        return 0
-    files = HfApi().model_info(source.name, revision=source.revision, files_metadata=True).siblings or []
-    return sum(
-        file.size or 0
-        for file in files
-        if source.needs_file(file.rfilename)
-        and not isinstance(try_to_load_from_cache(source.name, file.rfilename, revision=source.revision), str)
-    )
 
 
 def main(arguments: list[str]) -> int:

@@ -18,7 +18,7 @@ from runner.events import (
     TrainingStarted,
 )
 from runner.history import find_earlier_run
-from runner.plan import Plan, Preflight, RungNeeds
+from runner.plan import FittingBatch, Plan, Preflight, RungNeeds
 from runner.plan_text import plan_text
 from runner.planning import expected_time, plan_from
 from runner.reports import LoadReceipt, Phase, RunSummary, ShareReport
@@ -55,6 +55,10 @@ FOUND = Preflight(
     revision=None,
     fetch_bytes=0,
     cache_dir="/cache",
+    gpus=1,
+    per_device_train_batch_size=8,
+    gradient_accumulation_steps=1,
+    halves_batch=True,
     data=DATA,
     total_steps=12,
     trainable_parameters=1000,
@@ -165,6 +169,9 @@ def test_steps_before_the_batch_was_halved_do_not_count_and_the_plan_says_so(
     [told] = [check for check in planned.checks if check.name == "trial"]
     assert told.passed
     assert "per_device_train_batch_size 8 ran out of memory at step 3, trying 4" in told.message
+    assert planned.memory is not None
+    assert planned.memory.fitting is not None
+    assert planned.memory.fitting.per_device_train_batch_size == 4
 
 
 def test_a_trial_of_a_run_with_a_single_step_takes_that(
@@ -276,8 +283,8 @@ def test_weights_that_are_not_here_are_checked_against_the_disk_and_not_tried(
 
     [failed] = [check for check in planned.checks if not check.passed]
     assert failed.name == "disk"
-    assert "the base model need 1000000000.0 GB" in failed.message
-    assert str(failed.hint).endswith("set HF_HOME.")
+    assert "1000000000.0 GB for the base model" in failed.message
+    assert "HF_HOME" in str(failed.hint)
     assert planned.time is None
 
 
@@ -360,10 +367,10 @@ def test_a_run_with_another_batch_or_with_unreadable_events_tells_nothing(
 def test_a_plan_reads_well(scripted: Scripted, run_spec: RunSpec, settings: RunnerSettings) -> None:
     planned = plan(FOUND, run_spec, settings, scripted(""), measure=False)
     disk = next(check for check in planned.checks if check.name == "disk")
-    console = Console(width=100, color_system=None)
+    console = Console(width=200, color_system=None)
 
     with console.capture() as shown:
-        console.print(plan_text(planned), soft_wrap=True)
+        console.print(plan_text(planned))
 
     assert [line.rstrip() for line in shown.get().splitlines()] == [
         "demo on host-a · cpu (2 threads)",
@@ -371,7 +378,7 @@ def test_a_plan_reads_well(scripted: Scripted, run_spec: RunSpec, settings: Runn
         "data      100 rows, the longest of 30 tokens",
         "          arithmetic / sums: 100 of 200 rows (50 %), 10 held out",
         "          trained tokens: arithmetic 1234 (100 %)",
-        "training  12 steps, 2,500 tokens an epoch, 1,000 parameters trained",
+        "training  12 steps of 8 rows, 2,500 tokens an epoch, 1,000 parameters trained",
         "time      not measured",
         "",
         "memory       at load   loaded  in training",
@@ -384,6 +391,43 @@ def test_a_plan_reads_well(scripted: Scripted, run_spec: RunSpec, settings: Runn
         "",
         "It fits.",
     ]
+
+
+def test_a_plan_of_several_devices_fits_into_80_columns_and_speaks_of_each(
+    scripted: Scripted, run_spec: RunSpec, settings: RunnerSettings
+) -> None:
+    console = Console(width=80, color_system=None)
+    two = FOUND.model_copy(update={"gpus": 2, "gradient_accumulation_steps": 4, "halves_batch": False})
+    planned = plan(two, run_spec, settings, scripted(""), measure=False)
+
+    with console.capture() as shown:
+        console.print(plan_text(planned))
+
+    lines = [line.rstrip() for line in shown.get().splitlines()]
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert "12 steps of 8 rows 4 times on each of 2 devices" in text
+    assert "memory of each device at load" in text
+    assert "3.0 GB of 10.0 GB available on each device" in text
+
+
+@pytest.mark.parametrize("halves", [True, False], ids=["the run halves", "nobody halves"])
+def test_a_job_that_fits_with_a_smaller_batch_is_told_which(
+    halves: bool, scripted: Scripted, run_spec: RunSpec, settings: RunnerSettings
+) -> None:
+    batch = FittingBatch(per_device_train_batch_size=2, gradient_accumulation_steps=4, training_bytes=2 * GB)
+    rungs = (FOUND.rungs[0].model_copy(update={"training_bytes": 12 * GB, "fitting": batch}),)
+    large = FOUND.model_copy(update={"rungs": rungs, "halves_batch": halves})
+
+    planned = plan(large, run_spec, settings, scripted(""), measure=False)
+
+    memory = planned.checks[-1]
+    settings_told = "training.per_device_train_batch_size=2 training.gradient_accumulation_steps=4"
+    assert memory.message == (
+        "12.0 GB of 10.0 GB available with per_device_train_batch_size = 8; about 2.0 GB with 2, which fits"
+    )
+    assert planned.fits == memory.passed == halves
+    assert settings_told in str(memory.hint)
 
 
 def test_a_plan_survives_its_way_through_json(scripted: Scripted, run_spec: RunSpec, settings: RunnerSettings) -> None:

@@ -1,4 +1,4 @@
-"""A small model hub on loopback: what huggingface_hub calls while it uploads, and a second server for large files.
+"""A small model hub on loopback: what huggingface_hub calls to download and upload, and a second one for large files.
 
 Real hubs hand large files to a storage of another host; the second server stands for it, so that a token that went
 there would be seen.
@@ -7,6 +7,7 @@ there would be seen.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import threading
@@ -14,7 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+COMMIT = "a" * 40
+"""Of every repository that can be downloaded."""
 
 
 @dataclass
@@ -33,6 +38,12 @@ class Hub:
     """Authorization headers that the hub itself got."""
     storage_tokens: set[str | None] = field(default_factory=set)
     messages: list[str] = field(default_factory=list)
+    models: dict[str, Path] = field(default_factory=dict)
+    """Repositories that can be downloaded: name to the folder of their files."""
+    gated: set[str] = field(default_factory=set)
+    """Of these, the ones whose files nobody may read."""
+    downloads: list[str] = field(default_factory=list)
+    """Names of the files that were sent."""
     refuse: bool = False
     """Whether to answer every creation with 403."""
 
@@ -72,11 +83,63 @@ class _Storage(_Handler):
 class _HubHandler(_Handler):
     def do_GET(self) -> None:
         self.hub.tokens.add(self.headers.get("Authorization"))
-        name = self.path.removeprefix("/api/models/").partition("/revision")[0]
+        path = self.path.partition("?")[0].removeprefix("/api/models/")
+        name, _, revision = path.partition("/revision/")
+        if name in self.hub.models:
+            self._describe(name, revision or "main")
+            return
+        listed = path.partition("/tree/")[0]
+        if listed in self.hub.models:
+            self._list_files(listed)
+            return
+        if "/resolve/" in self.path:
+            self._send_file()
+            return
         if name not in self.hub.repositories:
-            self._answer({"error": "Repository not found"}, 404)
+            self._refuse(404, "RepoNotFound")
             return
         self._answer({"id": name, "sha": "0" * 40, "private": self.hub.repositories[name], "siblings": []})
+
+    def do_HEAD(self) -> None:
+        self.hub.tokens.add(self.headers.get("Authorization"))
+        self._send_file()
+
+    def _describe(self, name: str, revision: str) -> None:
+        if revision not in {"main", COMMIT}:
+            self._refuse(404, "RevisionNotFound")
+            return
+        files = sorted(self.hub.models[name].iterdir())
+        siblings = [{"rfilename": file.name, "size": file.stat().st_size} for file in files]
+        self._answer({"id": name, "modelId": name, "sha": COMMIT, "private": False, "siblings": siblings})
+
+    def _list_files(self, name: str) -> None:
+        files = sorted(self.hub.models[name].iterdir())
+        self._answer([{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": ""} for file in files])
+
+    def _send_file(self) -> None:
+        name, _, rest = self.path.partition("?")[0].removeprefix("/").partition("/resolve/")
+        file = self.hub.models.get(name, Path("/nowhere")) / rest.partition("/")[2]
+        if name in self.hub.gated:
+            self._refuse(403, "GatedRepo")
+            return
+        if not file.is_file():
+            self._refuse(404, "EntryNotFound")
+            return
+        body = file.read_bytes()
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.hub.downloads.append(file.name)
+            self.wfile.write(body)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def do_POST(self) -> None:
         self.hub.tokens.add(self.headers.get("Authorization"))

@@ -10,11 +10,12 @@ import errno
 import json
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -62,9 +63,29 @@ class BaseModel:
         if self.revision is not None:
             _download(self.name, self.revision, _WEIGHTS)
 
-    def needs_file(self, name: str) -> bool:
-        """Whether this file of the hub repository holds weights that `fetch_weights` downloads."""
-        return "/" not in name and not name.startswith("consolidated") and name.endswith(".safetensors")
+    def bytes_to_fetch(self) -> int:
+        """Bytes that `fetch_weights` would download: those of the hub repository that are not in this host's cache.
+
+        Raises:
+            ModelAccessError: The hub refuses or cannot be reached.
+            ModelFilesError: Files of a local model, or on a host in offline mode, are missing or damaged.
+        """
+        if self.revision is None or constants.HF_HUB_OFFLINE:
+            self.read_weight_shapes()
+            return 0
+        with suppress(ModelFilesError):
+            self.read_weight_shapes()
+            return 0
+        try:
+            info = HfApi().model_info(self.name, revision=self.revision, files_metadata=True)
+        except Exception as error:
+            _explain(error, self.name, self.revision)
+            raise
+        return sum(
+            file.size or 0
+            for file in info.siblings or []
+            if _holds_weights(file.rfilename) and not (self.folder / file.rfilename).is_file()
+        )
 
     def read_config(self) -> dict[str, Any]:
         """Read config.json.
@@ -154,6 +175,11 @@ class BaseModel:
                 "formats can run code while they load.",
             )
         return [self.folder / name for name in names]
+
+
+def _holds_weights(name: str) -> bool:
+    """Whether this file of a hub repository is among those that `fetch_weights` downloads."""
+    return "/" not in name and not name.startswith("consolidated") and name.endswith(".safetensors")
 
 
 def locate_base_model(spec: RunSpec, models_root: Path) -> BaseModel:
