@@ -277,13 +277,13 @@ def _quantized(receipt: LoadReceipt) -> str:
 def _data(event: DataMixed) -> Message:
     tokens = sum(share.trained_tokens for share in event.shares)
     total = sum(share.total_tokens for share in event.shares)
-    rows: list[tuple[str, ...]] = [("Trait", "Dataset", "Rows used", "Held out", "Trained tokens")]
+    rows: list[tuple[str, ...]] = [("Trait", "Dataset", "Rows used", "Trained tokens")]
     for trait in event.traits:
         shares = [share for share in event.shares if share.trait_type == trait.trait_type]
         rows += [_share(share, tokens) for share in shares]
         if len(shares) > 1:
             told = f"{number(trait.trained_tokens)} · {percent(trait.token_share)}"
-            rows.append((trait.trait_type, "together", number(trait.rows), number(trait.held_out_rows), told))
+            rows.append((trait.trait_type, "together", f"{number(trait.rows)}{_held_out(trait.held_out_rows)}", told))
     below = [f"{count(event.rows, 'row')} · longest {count(event.longest_tokens, 'token')}"]
     if total:
         below[0] += f" · {percent(tokens / total)} of {count(total, 'token')} carry loss"
@@ -291,13 +291,16 @@ def _data(event: DataMixed) -> Message:
     return compose_with_table(["*Data*"], rows, below)
 
 
+def _held_out(rows: int) -> str:
+    return f" · {number(rows)} held out" if rows else ""
+
+
 def _share(share: ShareReport, tokens: int) -> tuple[str, ...]:
     most = f", at most {number(share.max_rows)}" if share.max_rows is not None else ""
     return (
         share.trait_type,
         f"{share.dataset_name} ({share.dataset_id})",
-        f"{number(share.rows_used)} of {number(share.rows_available)}{most}",
-        number(share.held_out_rows),
+        f"{number(share.rows_used)} of {number(share.rows_available)}{most}{_held_out(share.held_out_rows)}",
         f"{number(share.trained_tokens)} · {percent(share.trained_tokens / tokens if tokens else 0.0)}",
     )
 

@@ -241,8 +241,8 @@ def test_the_data_mix_tells_rows_used_of_rows_there(render: Render, good_run: tu
     (message,) = render(_of(good_run, DataMixed))
     rows = [[cell["text"] for cell in row] for row in message.blocks[1]["rows"]]
     assert rows == [
-        ["Trait", "Dataset", "Rows used", "Held out", "Trained tokens"],
-        ["arithmetic", "one-digit addition (1)", "80 of 100", "0", "1,234 · 100 %"],
+        ["Trait", "Dataset", "Rows used", "Trained tokens"],
+        ["arithmetic", "one-digit addition (1)", "80 of 100", "1,234 · 100 %"],
     ]
     assert _lines(message)[-1] == "80 rows · longest 23 tokens"
 
@@ -274,12 +274,12 @@ def test_a_trait_of_several_datasets_is_added_up(render: Render, good_run: tuple
     other = one.model_copy(update={"trait_type": "tone", "dataset_id": 2, "trained_tokens": 617})
     (message,) = render([mixed.model_copy(update={"shares": (one, one, other), "rows": 240})])
     rows = [[cell["text"] for cell in row] for row in message.blocks[1]["rows"]]
-    share = ["arithmetic", "one-digit addition (1)", "80 of 100, at most 80", "4", "1,234 · 40 %"]
+    share = ["arithmetic", "one-digit addition (1)", "80 of 100, at most 80 · 4 held out", "1,234 · 40 %"]
     assert rows[1:] == [
         share,
         share,
-        ["arithmetic", "together", "160", "8", "2,468 · 80 %"],
-        ["tone", "one-digit addition (2)", "80 of 100, at most 80", "4", "617 · 20 %"],
+        ["arithmetic", "together", "160 · 8 held out", "2,468 · 80 %"],
+        ["tone", "one-digit addition (2)", "80 of 100, at most 80 · 4 held out", "617 · 20 %"],
     ]
     assert _lines(message)[-1] == "240 rows · longest 23 tokens · 42 % of 7,404 tokens carry loss"
 
@@ -291,7 +291,7 @@ def test_a_table_wider_than_a_phone_becomes_a_paragraph_a_row(render: Render, go
         "```",
         "arithmetic",
         "  Dataset: one-digit addition (1)",
-        "  Rows used: 80 of 100 · Held out: 0",
+        "  Rows used: 80 of 100",
         "  Trained tokens: 1,234 · 100 %",
         "```",
     ]
