@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 EVENTS_FD = 4
 """The descriptor on which a child finds its event pipe. Of one digit, because a plain shell knows no others."""
+STALLED = "stalled"
+"""Code of a training that does not move."""
 _LIFELINE = (
     "exec 3<&0 4>&1 </dev/null >&2; "
     # `read` returns when the pipe's other end is closed; `kill 0` reaches the whole group, the watcher last.
@@ -187,7 +189,7 @@ class Child:
             return RunInterrupted(step=0, checkpoint=None)
         if status == 1 and _TOO_LATE in self._log():
             return RunFailed(
-                code="stalled",
+                code=STALLED,
                 message="Training has not moved for training.step_timeout_s, inside native code, so it was ended.",
                 hint=f"The stacks of all threads are in {self.log_path}. The newest checkpoint is kept.",
             )

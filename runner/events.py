@@ -214,24 +214,24 @@ class LossEvaluated(Event):
 
 
 class BatchHalved(Event):
-    """`batch_halved`: memory ran out; fewer rows at once, accumulated to as many rows a step as before."""
+    """`batch_halved`: memory ran out in one of the processes; fewer rows at once, accumulated to as many a step."""
 
     kind: Literal["batch_halved"] = "batch_halved"
-    step: int
-    """The optimizer step that did not fit, 1 for the first."""
+    step: int  # the one that did not fit, 1 for the first
     reason: str
-    """First line of the error."""
     former_batch_size: int
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
     resumed_from_step: int = 0
     """Optimizer steps of the checkpoint that training goes on from; 0 when it begins again."""
+    processes: int = 1
 
     @property
     def announcement(self) -> str:
         """The warning, in the style of the ladder's."""
-        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.processes
         where = f", from the checkpoint of step {self.resumed_from_step}" if self.resumed_from_step else ""
+        where += f", loading again in {self.processes} processes" if self.processes > 1 else ""
         return (
             f"⚠️ per_device_train_batch_size {self.former_batch_size} ran out of memory at step {self.step}, trying "
             f"{self.per_device_train_batch_size} with gradient_accumulation_steps {self.gradient_accumulation_steps}"

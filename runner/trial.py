@@ -145,6 +145,7 @@ class _Watch:
         self._began = time.monotonic()
         self._import_s = 0.0
         self._first: ChildEvent | None = None
+        self._prepared: TrainingStarted | None = None
         self._started: TrainingStarted | None = None
         self._loaded: ModelLoaded | None = None
         self._phases: dict[Phase, ChildEvent] = {}
@@ -157,11 +158,13 @@ class _Watch:
         if self._first is None:
             self._first, self._import_s = event, time.monotonic() - self._began
         match event:
+            # What comes again, where several processes have halved their batch and load again, a run does once.
             case PhaseStarted():
-                self._phases[event.phase] = event
+                self._phases.setdefault(event.phase, event)
             case ModelLoaded():
-                self._loaded = event
+                self._loaded = self._loaded or event
             case TrainingStarted():
+                self._prepared = self._prepared or event
                 self._started = event
             case MetricsLogged():
                 if self.steps:
@@ -216,7 +219,7 @@ class _Watch:
             step_s=fmean(spans),
             evaluation_s=fmean(self._evaluation_spans) if self._evaluation_spans else 0.0,
             import_s=self._import_s,
-            prepare_s=(self._started.at - self._first.at).total_seconds(),
+            prepare_s=((self._prepared or self._started).at - self._first.at).total_seconds(),
             model_s=(self._loaded.at - self._phases[Phase.MODEL].at).total_seconds(),
             baseline_s=self._between(Phase.BASELINE, Phase.TRAINING),
             checkpoint_s=checkpoint_s,

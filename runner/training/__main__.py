@@ -12,10 +12,11 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypedDict
 
 from runner.child import RunEnd
 from runner.errors import QLoRAError
@@ -23,10 +24,21 @@ from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.redaction import redact
 from runner.settings import load_settings
 from runner.spec import RunSpec
-from runner.training.launcher import obey_launcher, rank_command, run_ranks
+from runner.training.launcher import BatchTooLargeError, RankStart, obey_launcher, rank_command, run_ranks
+from runner.training.signs_of_life import SignsOfLife
 from runner.training.stopping import StopSwitch
 
 EXIT_STATUS: dict[type[ChildEvent], int] = {RunSucceeded: 0, RunFailed: 1, RunInterrupted: 3}
+
+
+class _RankOptions(TypedDict):
+    """What `train` and `assist` of a rank have in common."""
+
+    models_root: Path
+    projects_dir: Path
+    on_stall: Callable[[RunFailed], None]
+    signs: SignsOfLife
+    rows_at_once: int | None
 
 
 class EventWriter:
@@ -70,8 +82,7 @@ def run(run_dir: Path, writer: EventWriter, stop: StopSwitch) -> int:
         spec = _read_spec(run_dir)
         count = spec.project.compute.gpus
         if count > 1:
-            log_path = run_dir / "train.log"
-            end = run_ranks(rank_command(run_dir), count, emit=writer.emit, stop=stop, log_path=log_path)
+            end = run_ranks(rank_command(run_dir), count, emit=writer.emit, stop=stop, run_dir=run_dir)
         else:
             settings = load_settings()
             # Imported here: loading the training stack takes seconds, and its failure is an event like any other.
@@ -92,8 +103,10 @@ def run(run_dir: Path, writer: EventWriter, stop: StopSwitch) -> int:
     return EXIT_STATUS[type(end)]
 
 
-def run_rank(run_dir: Path, rank: int, rendezvous_fd: int, writer: EventWriter, stop: StopSwitch) -> int:
+def run_rank(run_dir: Path, start: RankStart, writer: EventWriter, stop: StopSwitch) -> int:
     """Run one rank's part; rank 0 writes the attempt's events, the others their failure, if any.
+
+    A rank that has run out of memory writes the batch that all shall be started anew with, and ends.
 
     Returns:
         The exit status.
@@ -104,12 +117,22 @@ def run_rank(run_dir: Path, rank: int, rendezvous_fd: int, writer: EventWriter, 
         from runner.training import ranks  # noqa: PLC0415  # as in `run`
         from runner.training.pipeline import assist, train  # noqa: PLC0415  # as in `run`
 
-        ranks.join(rendezvous_fd)
-        folders = {"models_root": settings.models_root, "projects_dir": settings.projects_dir}
-        if rank == 0:
-            end = train(spec, run_dir, writer.emit, stop=stop, on_stall=partial(_end_stalled, writer), **folders)
+        ranks.join(start.rendezvous_fd)
+        options: _RankOptions = {
+            "models_root": settings.models_root,
+            "projects_dir": settings.projects_dir,
+            "on_stall": partial(_end_stalled, writer),
+            "signs": SignsOfLife(start.signs_fd, start.rank, ranks.count()),
+            "rows_at_once": start.rows_at_once,
+        }
+        if start.rank == 0:
+            end = train(spec, run_dir, writer.emit, stop=stop, **options)
         else:
-            assist(spec, run_dir, **folders)
+            assist(spec, run_dir, **options)
+    except BatchTooLargeError as error:
+        sys.stderr.write(redact(traceback.format_exc()))
+        writer.emit(error.halved)
+        return 0
     except Exception as error:  # noqa: BLE001  # as in `run`
         end = _failed(error)
     if end is None:
@@ -152,7 +175,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--events-fd", type=int, help="write events to this descriptor, default standard output")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--rendezvous-fd", type=int, help=argparse.SUPPRESS)
+    for name in ("--rendezvous-fd", "--signs-fd", "--rows-at-once"):
+        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     rank: int | None = options.rank
     if not options.run_dir.is_dir():
@@ -175,7 +199,8 @@ def main(arguments: list[str]) -> int:
         os.set_inheritable(events_fd, False)
         reader = stack.enter_context(open(events_fd, "w", encoding="utf-8"))  # noqa: PTH123  # a descriptor
         if rank is not None:
-            return run_rank(options.run_dir, rank, options.rendezvous_fd, EventWriter(None, reader, stop), stop)
+            start = RankStart(rank, events_fd, options.rendezvous_fd, options.signs_fd, options.rows_at_once)
+            return run_rank(options.run_dir, start, EventWriter(None, reader, stop), stop)
         log = stack.enter_context((options.run_dir / "events.jsonl").open("a", encoding="utf-8"))
         return run(options.run_dir, EventWriter(log, reader, stop), stop)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.event_lines import parse_event
-from runner.events import Evaluated
-from runner.reports import LoadReceipt
+from runner.events import Evaluated, ModelLoaded
+from runner.reports import LoadReceipt, Rung
 from runner.spec import RunSpec
 from runner.training import ranks
 
@@ -23,13 +23,22 @@ def write_receipt(run_dir: Path, receipt: LoadReceipt) -> None:
         (run_dir / "receipt.json").write_text(receipt.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def earlier_baseline(run_dir: Path) -> Evaluated | None:
-    """Find what the base model answered in an earlier attempt: the same model and questions answer the same."""
+def earlier_baseline(run_dir: Path, rung: Rung) -> Evaluated | None:
+    """Find what the base model answered before: the same model on the same rung answers the same.
+
+    Args:
+        run_dir: This attempt's folder; its own ranks may have been started before.
+        rung: The one that holds now.
+    """
     for path in sorted(run_dir.parent.glob("attempt-*/events.jsonl")):
+        answered_on = None
         for line in path.read_text(encoding="utf-8").splitlines():
             # A killed attempt may have left half a line at its end.
-            if '"kind":"evaluated"' in line and line.endswith("}"):
-                event = parse_event(line)
-                if isinstance(event, Evaluated) and event.when == "before":
-                    return event
+            if not line.endswith("}") or not any(f'"kind":"{kind}"' in line for kind in ("model_loaded", "evaluated")):
+                continue
+            event = parse_event(line)
+            if isinstance(event, ModelLoaded):
+                answered_on = event.receipt.rung
+            if isinstance(event, Evaluated) and event.when == "before" and answered_on == rung:
+                return event
     return None

@@ -5,18 +5,23 @@ passes rank 0's events on, marks what each rank prints, and ends all of them wit
 
 - rank 0's success or interruption, which the others may not outlive;
 - the failure that came first. A rank that loses its peers fails as well, in words that explain nothing, so what it
-  says waits a moment for a better explanation.
+  says waits a moment for a better explanation. Where training has stalled, all write their stacks before they end.
+
+A rank that runs out of memory in training ends as well, with the batch that shall be tried instead. Then all are
+started anew with that.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,10 +35,12 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from runner.child import RunEnd, describe_silent_death
+from runner.child import STALLED, RunEnd, describe_silent_death
 from runner.event_lines import parse_event
-from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
+from runner.events import BatchHalved, ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.redaction import redact
+from runner.run_directory import RunDirectory, checkpoint_step
+from runner.training.signs_of_life import size_bytes
 from runner.training.stopping import StopSwitch
 
 RANK_LOST = "rank-lost"
@@ -43,23 +50,52 @@ _TICK_S = 0.1
 _EXPLANATION_S = 2.0
 """How long a failure that explains nothing waits for another rank's: theirs lose a connection at once, at the latest
 when the failed process is gone."""
+_STACKS_S = 10.0
+"""How long ranks have for writing their stacks, which takes the kernel and no lock."""
+_WRITE_STACKS_AND_END = signal.SIGUSR1
 _TAIL_LINES = 20
 _TAIL_CHARACTERS = 1000
 _RANK_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS",
 )  # fmt: skip
 
-RankCommand = Callable[[int, int, int], Sequence[str]]
-"""The command line of a rank: its number, the descriptor of its events, that of the rendezvous socket."""
+
+@dataclass(frozen=True, slots=True)
+class RankStart:
+    """What a rank is started with."""
+
+    rank: int
+    events_fd: int
+    """Where its events go."""
+    rendezvous_fd: int
+    """The socket where all meet."""
+    signs_fd: int
+    """The file of everybody's signs of life."""
+    rows_at_once: int | None = None
+    """What is left to try when memory has run out."""
+
+
+RankCommand = Callable[[RankStart], Sequence[str]]
+"""The command line of a rank."""
+
+
+class BatchTooLargeError(Exception):
+    """A rank has run out of memory in training; the event says what all shall try instead."""
+
+    def __init__(self, halved: BatchHalved) -> None:
+        super().__init__(halved.announcement)
+        self.halved = halved
 
 
 def rank_command(run_dir: Path) -> RankCommand:
     """The way that real attempts start their ranks."""
 
-    def command(rank: int, events_fd: int, rendezvous_fd: int) -> Sequence[str]:
+    def command(start: RankStart) -> Sequence[str]:
         return [
-            sys.executable, "-m", "runner.training", str(run_dir), "--rank", str(rank),
-            "--events-fd", str(events_fd), "--rendezvous-fd", str(rendezvous_fd),
+            sys.executable, "-m", "runner.training", str(run_dir), "--rank", str(start.rank),
+            "--events-fd", str(start.events_fd), "--rendezvous-fd", str(start.rendezvous_fd),
+            "--signs-fd", str(start.signs_fd),
+            *(["--rows-at-once", str(start.rows_at_once)] if start.rows_at_once is not None else []),
         ]  # fmt: skip
 
     return command
@@ -84,6 +120,8 @@ def environment_of_one(environ: Mapping[str, str] = os.environ) -> dict[str, str
 
 def obey_launcher(rank: int) -> None:
     """Die with the launcher, and leave it to rank 0 to hear of a stop. Called by a rank's main thread, first of all."""
+    # Written by the signal's handler itself, whatever the interpreter is doing; then the signal ends the process.
+    faulthandler.register(_WRITE_STACKS_AND_END, all_threads=True, chain=True)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if rank > 0:
@@ -92,21 +130,47 @@ def obey_launcher(rank: int) -> None:
 
 
 def run_ranks(
-    command: RankCommand, count: int, *, emit: Callable[[ChildEvent], None], stop: StopSwitch, log_path: Path
+    command: RankCommand, count: int, *, emit: Callable[[ChildEvent], None], stop: StopSwitch, run_dir: Path
 ) -> RunEnd:
-    """Start the ranks and see them to their end; none of them lives when this returns.
+    """Start the ranks and see them to their end, anew whenever memory runs out; none lives when this returns.
 
     Args:
         command: Starts one rank.
         count: How many.
-        emit: Gets every event of rank 0 but the last, which is returned.
+        emit: Gets every event of rank 0 but the last, which is returned; and `batch_halved` of whichever rank.
         stop: Passed on to rank 0 alone, which stops the others at the same step.
-        log_path: Where this process's standard error goes, for the words of a failure.
+        run_dir: The attempt's folder, whose train.log this process's standard error goes to.
     """
+    rows_at_once = None
+    while True:
+        end = _run_once(command, count, rows_at_once, emit=emit, stop=stop, log_path=run_dir / "train.log")
+        if not isinstance(end, BatchHalved):
+            return end
+        # Looked for now that nobody writes any more: the rank itself may not have seen the last one completed.
+        checkpoint = RunDirectory(run_dir).newest_checkpoint()
+        step = checkpoint_step(checkpoint) if checkpoint is not None else 0
+        emit(end.model_copy(update={"processes": count, "resumed_from_step": step}))
+        if stop.is_set:
+            return RunInterrupted(step=step, checkpoint=str(checkpoint) if checkpoint is not None else None)
+        rows_at_once = end.per_device_train_batch_size
+
+
+def _run_once(
+    command: RankCommand,
+    count: int,
+    rows_at_once: int | None,
+    *,
+    emit: Callable[[ChildEvent], None],
+    stop: StopSwitch,
+    log_path: Path,
+) -> RunEnd | BatchHalved:
     with ExitStack() as stack:
         # Bound here and inherited by rank 0: a port that is only looked for may be somebody else's by then.
         rendezvous = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        ranks = [stack.enter_context(_Rank(number, count, command, rendezvous)) for number in range(count)]
+        signs = stack.enter_context(tempfile.TemporaryFile())
+        signs.truncate(size_bytes(count))
+        launch = _Launch(command, count, rendezvous, signs.fileno(), rows_at_once)
+        ranks = [stack.enter_context(_Rank(number, launch)) for number in range(count)]
         rendezvous.close()
         selector = stack.enter_context(selectors.DefaultSelector())
         for rank in ranks:
@@ -123,6 +187,9 @@ def run_ranks(
                 ranks[0].ask_to_stop()
             if isinstance(ranks[0].end, RunSucceeded | RunInterrupted):
                 return ranks[0].end
+            too_large = next((rank.too_large for rank in ranks if rank.too_large is not None), None)
+            if too_large is not None:
+                return too_large
             failures = [failure for rank in ranks if (failure := rank.failure(log_path)) is not None]
             if not failures:
                 continue
@@ -131,7 +198,22 @@ def run_ranks(
             patience = min(patience, time.monotonic() + _EXPLANATION_S)
             first = min(failures, key=_Failure.order)
             if first.explains or time.monotonic() > patience or len(failures) == count:
+                if first.event.code == STALLED:
+                    _collect_stacks(ranks)
                 return first.event
+
+
+def _collect_stacks(ranks: Sequence[_Rank]) -> None:
+    """Let every rank write its stacks into the log and end: the one that hangs need not be the one that noticed."""
+    for rank in ranks:
+        rank.write_stacks_and_end()
+    deadline = time.monotonic() + _STACKS_S
+    writing = list(ranks)
+    while writing and time.monotonic() < deadline:
+        time.sleep(_TICK_S)
+        for rank in writing:
+            rank.read_output()
+        writing = [rank for rank in writing if rank.runs()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +242,25 @@ class _Failure:
         return not self.explains, not killed, self.event.at
 
 
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """What all ranks that are started together share."""
+
+    command: RankCommand
+    count: int
+    rendezvous: socket.socket
+    signs_fd: int
+    rows_at_once: int | None
+
+
 class _Rank:
     """One process and its two pipes; a context manager that leaves neither behind."""
 
-    def __init__(self, number: int, count: int, command: RankCommand, rendezvous: socket.socket) -> None:
+    def __init__(self, number: int, launch: _Launch) -> None:
+        rendezvous_fd = launch.rendezvous.fileno()
         self.end: RunEnd | None = None
+        self.too_large: BatchHalved | None = None
+        """What shall be tried instead, where it has run out of memory."""
         self._number = number
         self._unread_events = b""
         self._unread_output = b""
@@ -176,12 +272,12 @@ class _Rank:
         os.set_blocking(self.output, False)
         try:
             self._process = subprocess.Popen(
-                command(number, events_write, rendezvous.fileno()),
+                launch.command(RankStart(number, events_write, rendezvous_fd, launch.signs_fd, launch.rows_at_once)),
                 stdin=subprocess.DEVNULL,
                 stdout=output_write,
                 stderr=output_write,
-                env=rank_environment(number, count, rendezvous.getsockname()[1]),
-                pass_fds=(events_write, *((rendezvous.fileno(),) if number == 0 else ())),
+                env=rank_environment(number, launch.count, launch.rendezvous.getsockname()[1]),
+                pass_fds=(events_write, launch.signs_fd, *((rendezvous_fd,) if number == 0 else ())),
             )
         except BaseException:
             os.close(self.events)
@@ -207,6 +303,8 @@ class _Rank:
                 continue
             if isinstance(event, RunEnd):
                 self.end = event
+            elif isinstance(event, BatchHalved):
+                self.too_large = event
             elif self._number == 0 and isinstance(event, ChildEvent):
                 emit(event)
         self._events_over = not data
@@ -242,6 +340,14 @@ class _Rank:
             tail = redact("\n".join(self._tail))[-_TAIL_CHARACTERS:]
             self._failure = _Failure(describe_silent_death(name, status, log_path, tail), status)
         return self._failure
+
+    def runs(self) -> bool:
+        """Whether the process is still there."""
+        return self._process.poll() is None
+
+    def write_stacks_and_end(self) -> None:
+        """Have it write the stacks of all its threads and end, even where native code hangs with Python's lock."""
+        self._process.send_signal(_WRITE_STACKS_AND_END)
 
     def ask_to_stop(self) -> None:
         """Ask for a checkpoint and the end."""

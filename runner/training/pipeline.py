@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from runner.errors import DiskFullError, MemoryExhaustedError, TrainingError
 from runner.events import AdapterSaved, ChildEvent, Evaluated, PhaseStarted, RunFailed, RunInterrupted, RunSucceeded
 from runner.hyperparameters import Training
 from runner.provenance import fingerprint_base_model, git_revision
@@ -30,7 +29,7 @@ from runner.training.accelerator import choose_device, describe, peak_bytes
 from runner.training.attempt_files import earlier_baseline, write_receipt, write_spec
 from runner.training.data.chat_template import input_embedding
 from runner.training.data.mix import Mix
-from runner.training.loading.failure_marks import is_disk_full, is_out_of_memory
+from runner.training.host_failures import explained_failures
 from runner.training.loading.protected_load import LoadedModel, load_weights
 from runner.training.loop.arguments import resolve_settings
 from runner.training.loop.batch_halving import NothingFitsError, as_before, train_within_memory
@@ -57,6 +56,7 @@ from runner.training.outcome.verify import PROBE, store_probe
 from runner.training.outcome.verifying_process import VerifyingProcess
 from runner.training.pins import with_earlier_pins
 from runner.training.preparation import prepare
+from runner.training.signs_of_life import SignsOfLife
 from runner.training.stopping import StopRequestedError, StopSwitch
 from runner.versions import report_versions
 
@@ -96,6 +96,8 @@ def train(
     projects_dir: Path,
     stop: StopSwitch | None = None,
     on_stall: OnStall | None = None,
+    signs: SignsOfLife | None = None,
+    rows_at_once: int | None = None,
 ) -> RunSucceeded | RunInterrupted:
     """Train, save and verify an adapter; goes on from the newest complete checkpoint of this job's attempts.
 
@@ -108,12 +110,15 @@ def train(
         stop: Set it to end the run at its next step boundary with a checkpoint.
         on_stall: Called from another thread when training does not move for `training.step_timeout_s`; has to end the
             process. Without it nobody watches.
+        signs: Of all ranks, where several processes train.
+        rows_at_once: The most that ranks before this one left to try, None where memory has not run out.
 
     Returns:
         `run_succeeded` when `run_dir/adapter` is verified, `run_interrupted` when the switch was set before.
 
     Raises:
         TrainingError: The attempt cannot go on; its subclass and code say who has to act.
+        BatchTooLargeError: Memory ran out in training on one of several ranks; all have to be started anew.
     """
     started = time.monotonic()
     stop = stop or StopSwitch()
@@ -135,6 +140,8 @@ def train(
                 stop=stop,
                 verifying=verifying,
                 on_stall=on_stall,
+                signs=signs,
+                rows_at_once=rows_at_once,
             )
             assert trained is not None  # noqa: S101  # only ranks other than the first come back without
             emit(PhaseStarted(phase=Phase.VERIFYING))
@@ -190,8 +197,17 @@ def train(
     return RunSucceeded(summary=summary, adapter_path=str(run_dir / ADAPTER))
 
 
-def assist(spec: RunSpec, run_dir: Path, *, models_root: Path, projects_dir: Path) -> None:
-    """Do the part of a rank other than the first: load and train beside it, and write nothing."""
+def assist(
+    spec: RunSpec,
+    run_dir: Path,
+    *,
+    models_root: Path,
+    projects_dir: Path,
+    on_stall: OnStall | None = None,
+    signs: SignsOfLife | None = None,
+    rows_at_once: int | None = None,
+) -> None:
+    """Do the part of a rank other than the first: load and train beside it, and write nothing. Arguments as `train`."""
     stop = StopSwitch()
     with VerifyingProcess(run_dir, models_root) as verifying:
         _train(
@@ -202,6 +218,9 @@ def assist(spec: RunSpec, run_dir: Path, *, models_root: Path, projects_dir: Pat
             projects_dir=projects_dir,
             stop=stop,
             verifying=verifying,
+            on_stall=on_stall,
+            signs=signs,
+            rows_at_once=rows_at_once,
         )
     release_memory()
     ranks.wait_for_all()
@@ -216,14 +235,16 @@ def _train(
     projects_dir: Path,
     stop: StopSwitch,
     verifying: VerifyingProcess,
-    on_stall: OnStall | None = None,
+    on_stall: OnStall | None,
+    signs: SignsOfLife | None,
+    rows_at_once: int | None,
 ) -> _Trained | None:
     """Load, train, evaluate and save; the model is gone from memory when this returns.
 
     Returns:
         None for a rank other than the first, whose part ends with the training.
     """
-    with _explained_failures(), ExitStack() as stack:
+    with explained_failures(), ExitStack() as stack:
         prepared = prepare(spec, models_root=models_root, projects_dir=projects_dir, emit=emit, stop=stop)
         spec = prepared.spec
         project, training = spec.project, spec.project.training
@@ -240,7 +261,8 @@ def _train(
         ranks.require_same(facts.tokens, "rows")
         resume = ranks.from_first(lambda: newest_checkpoint(run_dir, facts))
 
-        before = ranks.from_first(lambda: earlier_baseline(run_dir) if resume else None)
+        begun = resume is not None or rows_at_once is not None
+        before = ranks.from_first(lambda: earlier_baseline(run_dir, loaded.receipt.rung) if begun else None)
         if before is None:
             emit(PhaseStarted(phase=Phase.BASELINE))
             before = ranks.from_first(
@@ -260,7 +282,7 @@ def _train(
         emit(PhaseStarted(phase=Phase.TRAINING))
         model = add_lora(loaded.model, project.lora, training.seed)
         training_started = time.monotonic()
-        with StallWatch(training.step_timeout_s, on_stall) as watch:
+        with StallWatch(training.step_timeout_s, on_stall, signs) as watch:
             trainer, training = _train_adapter(
                 model,
                 spec,
@@ -269,6 +291,7 @@ def _train(
                 run_dir=run_dir,
                 facts=facts,
                 resume=resume,
+                rows_at_once=rows_at_once,
                 emit=emit,
                 callbacks=[StopAtStep(stop), watch],
             )
@@ -328,6 +351,7 @@ def _train_adapter(
     run_dir: Path,
     facts: RunFacts,
     resume: Checkpoint | None,
+    rows_at_once: int | None,
     emit: Emit,
     callbacks: Sequence[TrainerCallback],
 ) -> tuple[AdapterTrainer, Training]:
@@ -354,7 +378,7 @@ def _train_adapter(
         )
 
     try:
-        begin = as_before(project.training, resume)
+        begin = as_before(project.training, resume, rows_at_once)
         return train_within_memory(
             build, model, begin, resume, newest=lambda: newest_checkpoint(run_dir, facts), emit=emit
         )
@@ -363,27 +387,3 @@ def _train_adapter(
         base, config = loaded.source, loaded.config
         estimate = TrainingEstimate(base, config, project, mix, compute_dtype=dtype, device=model.device)
         raise one_row_does_not_fit(estimate, project, mix, receipt.rung, room=room) from error
-
-
-@contextmanager
-def _explained_failures() -> Iterator[None]:
-    """Give the two failures that a host brings about the words of a person; loading has its own."""
-    try:
-        yield
-    except TrainingError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            alone = "Several processes do not halve the batch by themselves. " if ranks.count() > 1 else ""
-            raise MemoryExhaustedError(
-                "The base model fits into this device's memory, but what training or evaluating it needs does not.",
-                hint=(
-                    f"{alone}Halve training.per_device_train_batch_size and double gradient_accumulation_steps, set "
-                    "gradient_checkpointing = true, or lower max_length."
-                ),
-            ) from error
-        if is_disk_full(error):
-            raise DiskFullError(
-                "The disk is full where the run directory lies.", hint="Free some space, then start the job again."
-            ) from error
-        raise

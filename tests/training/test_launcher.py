@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 from runner.child import RunEnd
-from runner.events import ChildEvent, RunFailed, RunInterrupted
-from runner.training.launcher import _Failure, environment_of_one, rank_environment, run_ranks
+from runner.events import BatchHalved, ChildEvent, RunFailed, RunInterrupted
+from runner.training.launcher import RankStart, _Failure, environment_of_one, rank_environment, run_ranks
 from runner.training.stopping import StopSwitch
 
 PRELUDE = """
 import json, os, signal, sys, time
-rank, events = int(sys.argv[1]), int(sys.argv[2])
+rank, events, rows_at_once = map(int, sys.argv[1:])
 os.set_inheritable(events, False)
 def tell(kind, **fields):
     os.write(events, json.dumps({"kind": kind, **fields}).encode() + b"\\n")
@@ -28,6 +28,10 @@ def hang():
 """
 DATA = 'tell("phase_started", phase="data")\n'
 INTERRUPTED = 'tell("run_interrupted", step=4, checkpoint=None)\n'
+HALVED = (
+    'tell("batch_halved", step=3, reason="out of memory", former_batch_size=4, per_device_train_batch_size=2, '
+    "gradient_accumulation_steps=2)\n"
+)
 
 Launch = Callable[..., RunEnd]
 
@@ -37,10 +41,11 @@ def launch(tmp_path: Path) -> Launch:
     """Run a script as each of two ranks; events of rank 0 go to `emit`."""
 
     def run(script: str, emit: Callable[[ChildEvent], None] = lambda _: None, stop: StopSwitch | None = None) -> RunEnd:
-        def command(rank: int, events_fd: int, _rendezvous_fd: int) -> Sequence[str]:
-            return [sys.executable, "-c", PRELUDE + script, str(rank), str(events_fd)]
+        def command(start: RankStart) -> Sequence[str]:
+            told = map(str, (start.rank, start.events_fd, start.rows_at_once or 0))
+            return [sys.executable, "-c", PRELUDE + script, *told]
 
-        return run_ranks(command, 2, emit=emit, stop=stop or StopSwitch(), log_path=tmp_path / "train.log")
+        return run_ranks(command, 2, emit=emit, stop=stop or StopSwitch(), run_dir=tmp_path / "attempt-1")
 
     return run
 
@@ -127,6 +132,81 @@ def test_no_rank_outlives_the_attempt(launch: Launch) -> None:
     assert [child for child in psutil.Process().children() if child not in before] == []
 
 
+def test_a_rank_out_of_memory_has_all_started_anew_with_the_smaller_batch(
+    launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "attempt-1" / "checkpoints" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "complete").touch()
+    events: list[ChildEvent] = []
+
+    end = launch(
+        f"""
+print("with", rows_at_once, flush=True)
+if not rows_at_once and rank == 1:
+    {HALVED}
+elif not rows_at_once:
+    tell("run_failed", code="internal", message="Connection closed by peer")
+elif rank == 0:
+    time.sleep(0.5)
+    {INTERRUPTED}
+hang()""",
+        events.append,
+    )
+
+    assert isinstance(end, RunInterrupted)
+    [halved] = events
+    assert isinstance(halved, BatchHalved)
+    assert halved.announcement == (
+        "⚠️ per_device_train_batch_size 4 ran out of memory at step 3, trying 2 with gradient_accumulation_steps 2, "
+        "from the checkpoint of step 2, loading again in 2 processes... (still 8 rows a step)"
+    )
+    assert {f"[rank {rank}] with 2" for rank in (0, 1)} <= set(capsys.readouterr().err.splitlines())
+
+
+def test_a_stop_while_memory_runs_out_starts_nobody_anew(launch: Launch) -> None:
+    stop = StopSwitch()
+
+    end = launch(
+        f"if rank == 1:\n    {HALVED}assert not rows_at_once\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nhang()",
+        lambda _: stop.set(),
+        stop,
+    )
+
+    assert isinstance(end, RunInterrupted)
+    assert (end.step, end.checkpoint) == (0, None)
+
+
+def test_where_one_rank_has_noticed_a_stall_all_write_their_stacks(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MARK", str(tmp_path / "hanging"))
+
+    end = launch(
+        """
+import ctypes
+from pathlib import Path
+from runner.training.launcher import obey_launcher
+obey_launcher(rank)
+def hangs_in_native_code():
+    Path(os.environ["MARK"]).mkdir()
+    ctypes.PyDLL(None).pause()  # keeps the interpreter's lock
+if rank == 1:
+    hangs_in_native_code()
+while not Path(os.environ["MARK"]).exists():
+    time.sleep(0.01)
+tell("run_failed", code="stalled", message="Training has not moved")
+hang()"""
+    )
+
+    assert isinstance(end, RunFailed)
+    assert end.code == "stalled"
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("[rank 1]") and line.endswith("in hangs_in_native_code") for line in lines)
+    # It may not have come to its hanging yet.
+    assert any(line.startswith("[rank 0]") and 'File "<string>", line' in line for line in lines)
+
+
 def test_a_stop_reaches_rank_0_alone(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
     stop = StopSwitch()
 
@@ -173,13 +253,13 @@ if rank == 0:
 {DATA}
 hang()
 '''
-def command(rank, events_fd, rendezvous_fd):
-    return [sys.executable, "-c", RANK, str(rank), str(events_fd)]
+def command(start):
+    return [sys.executable, "-c", RANK, str(start.rank), str(start.events_fd), "0"]
 
 def emit(event):
     print("running", flush=True)
 
-run_ranks(command, 2, emit=emit, stop=StopSwitch(), log_path=Path("train.log"))
+run_ranks(command, 2, emit=emit, stop=StopSwitch(), run_dir=Path("attempt-1"))
 """,
         encoding="utf-8",
     )

@@ -16,7 +16,7 @@ from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
 from datasets import Dataset
 from torch.utils.data import BatchSampler
 
-from runner.errors import MemoryExhaustedError, TrainingError
+from runner.errors import TrainingError
 from runner.event_lines import parse_event
 from runner.events import (
     AnyEvent,
@@ -41,7 +41,6 @@ from runner.training.loop.checkpoints import Checkpoint, complete_checkpoints
 from runner.training.loop.equal_shares import EqualShares, fill_up
 from runner.training.loop.lora import add_lora
 from runner.training.loop.trainer import build_trainer
-from runner.training.pipeline import _explained_failures as explained_failures
 from runner.training.preflight import count_steps
 from runner.training.stopping import StopSwitch
 
@@ -380,16 +379,6 @@ def test_ranks_that_read_different_rows_do_not_train_together(monkeypatch: pytes
         ranks.require_same("mine", "rows")
 
     assert caught.value.code == "ranks-differ"
-
-
-def test_memory_that_runs_out_on_one_of_several_ranks_ends_the_job_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "count", lambda: 2)
-
-    with pytest.raises(MemoryExhaustedError) as caught, explained_failures():
-        raise MemoryError
-
-    assert caught.value.hint is not None
-    assert caught.value.hint.startswith("Several processes do not halve the batch by themselves. Halve training.per_")
 
 
 def test_one_process_agrees_with_itself() -> None:

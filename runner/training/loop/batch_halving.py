@@ -1,6 +1,8 @@
 """Trains in smaller pieces when memory runs out, without changing what an optimizer step learns from.
 
 Half the rows at once and twice the accumulation: the rows of a step, their order and their loss stay what they were.
+One of several ranks cannot do that alone: the others wait for its gradients, in native code that nothing calls back. So
+it says what shall be tried, and the launcher ends them all and starts them anew.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import torch
 
 from runner.events import BatchHalved, ChildEvent
 from runner.hyperparameters import Training
+from runner.training import ranks
+from runner.training.launcher import BatchTooLargeError
 from runner.training.loading.failure_marks import is_out_of_memory
 from runner.training.loop.checkpoints import Checkpoint
 from runner.training.loop.trainer import AdapterTrainer
@@ -40,9 +44,17 @@ def halve(training: Training) -> Training | None:
     return None if size is None else _in_batches_of(size, training)
 
 
-def as_before(training: Training, checkpoint: Checkpoint | None) -> Training:
-    """The batch that a run goes on with: as small as the one that its checkpoint needed."""
-    while checkpoint is not None and training.per_device_train_batch_size > checkpoint.batch_size:
+def as_before(training: Training, checkpoint: Checkpoint | None, rows_at_once: int | None = None) -> Training:
+    """The batch that a run goes on with: as small as the one that its checkpoint needed.
+
+    Args:
+        training: The project's `[training]`.
+        checkpoint: Where the run goes on, None for the start.
+        rows_at_once: The most that ranks before this one left to try, None where nothing has run out.
+    """
+    tried = [rows_at_once] if rows_at_once is not None else []
+    tried += [checkpoint.batch_size] if checkpoint is not None else []
+    while tried and training.per_device_train_batch_size > min(tried):
         smaller = halve(training)
         if smaller is None:
             break
@@ -74,6 +86,7 @@ def train_within_memory(
 
     Raises:
         NothingFitsError: A single row does not fit.
+        BatchTooLargeError: Memory ran out on one of several ranks.
         Exception: Whatever else training raises.
     """
     # On the host: it is the adapter alone, and a run that has no checkpoint yet must begin as it began.
@@ -89,19 +102,19 @@ def train_within_memory(
         smaller = halve(training)
         if smaller is None:
             raise NothingFitsError
+        halved = BatchHalved(
+            step=step,
+            reason=reason,
+            former_batch_size=training.per_device_train_batch_size,
+            per_device_train_batch_size=smaller.per_device_train_batch_size,
+            gradient_accumulation_steps=smaller.gradient_accumulation_steps,
+        )
+        if ranks.count() > 1:
+            raise BatchTooLargeError(halved)
         checkpoint = newest()
         if checkpoint is None:
             _restore(model, start)
-        emit(
-            BatchHalved(
-                step=step,
-                reason=reason,
-                former_batch_size=training.per_device_train_batch_size,
-                per_device_train_batch_size=smaller.per_device_train_batch_size,
-                gradient_accumulation_steps=smaller.gradient_accumulation_steps,
-                resumed_from_step=checkpoint.step if checkpoint else 0,
-            )
-        )
+        emit(halved.model_copy(update={"resumed_from_step": checkpoint.step if checkpoint else 0}))
         training = smaller
         del trainer
 
@@ -111,8 +124,7 @@ def _try(trainer: AdapterTrainer, checkpoint: Checkpoint | None) -> str | None:
     try:
         trainer.train_from(checkpoint)
     except Exception as error:
-        # Other processes would wait for this one's gradients for ever.
-        if not is_out_of_memory(error) or trainer.args.world_size > 1:
+        if not is_out_of_memory(error):
             raise
         return next(iter(str(error).splitlines()), type(error).__name__)
     return None
@@ -143,12 +155,6 @@ def _restore(model: PeftModel, start: dict[str, Tensor]) -> None:
 
 def _in_batches_of(size: int, training: Training) -> Training:
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    evaluated = training.per_device_eval_batch_size
     return training.model_copy(
-        update={
-            "per_device_train_batch_size": size,
-            "gradient_accumulation_steps": rows // size,
-            # Memory may have run out while held-out rows were measured.
-            "per_device_eval_batch_size": None if evaluated is None else min(evaluated, size),
-        }
+        update={"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
     )

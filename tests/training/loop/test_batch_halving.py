@@ -53,14 +53,6 @@ def test_a_batch_is_halved_so_that_a_step_keeps_its_rows(
     assert found == smaller
 
 
-@pytest.mark.parametrize(("asked", "smaller"), [(8, 4), (2, 2), (None, None)])
-def test_a_halved_batch_holds_for_held_out_rows_too(asked: int | None, smaller: int | None) -> None:
-    halved = halve(Training(per_device_train_batch_size=8, per_device_eval_batch_size=asked))
-
-    assert halved is not None
-    assert halved.per_device_eval_batch_size == smaller
-
-
 @pytest.mark.parametrize(("trained_with", "goes_on_with"), [(2, (2, 4)), (8, (4, 2)), (4, (4, 2))])
 def test_a_resumed_run_does_not_try_again_what_did_not_fit(
     tmp_path: Path, trained_with: int, goes_on_with: tuple[int, int]
@@ -72,6 +64,19 @@ def test_a_resumed_run_does_not_try_again_what_did_not_fit(
 
     assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == goes_on_with
     assert as_before(asked, None) == asked
+
+
+@pytest.mark.parametrize(("trained_with", "left_to_try", "goes_on_with"), [(None, 2, 2), (8, 1, 1), (2, 4, 2)])
+def test_ranks_that_are_started_anew_do_not_try_again_what_did_not_fit(
+    tmp_path: Path, trained_with: int | None, left_to_try: int, goes_on_with: int
+) -> None:
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"train_batch_size": trained_with}))
+    checkpoint = Checkpoint(tmp_path, 3) if trained_with is not None else None
+
+    training = as_before(Training(per_device_train_batch_size=8), checkpoint, left_to_try)
+
+    assert training.per_device_train_batch_size == goes_on_with
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 8
 
 
 # --- allocations that fail -------------------------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""What an attempt reads of what was written before it."""
+
+from pathlib import Path
+
+import pytest
+
+from runner.events import ChildEvent, Evaluated, ModelLoaded
+from runner.reports import LoadReceipt, Rung, Sample
+from runner.training.attempt_files import earlier_baseline
+
+RUNGS: tuple[Rung, ...] = ("4bit", "8bit", "none")
+
+pytestmark = pytest.mark.training
+
+
+def loaded(rung: Rung) -> ModelLoaded:
+    receipt = LoadReceipt(
+        rung=rung,
+        rung_asked="4bit",
+        linear_modules=29,
+        quantized_modules=28,
+        total_parameters=4000,
+        quantized_parameters=3000,
+        model_bytes=2_400_000,
+        compute_dtype="bfloat16",
+        device="cpu",
+        load_s=1.0,
+        probe_loss=7.0,
+        probe_grad_norm=0.5,
+        config_class="LlamaConfig",
+    )
+    return ModelLoaded(receipt=receipt)
+
+
+def answered(text: str) -> Evaluated:
+    return Evaluated(when="before", samples=(Sample(prompt="What is 3 + 4?", completion=text),))
+
+
+def write(folder: Path, *events: ChildEvent) -> None:
+    folder.mkdir()
+    lines = [event.model_dump_json() for event in events]
+    (folder / "events.jsonl").write_text("\n".join([*lines, '{"kind":"evaluated","when":"bef']), encoding="utf-8")
+
+
+def test_the_base_model_has_answered_before_when_it_was_on_the_same_rung(tmp_path: Path) -> None:
+    write(tmp_path / "attempt-1", loaded("8bit"), answered("11"))
+    write(tmp_path / "attempt-2", loaded("4bit"), answered("7"))
+
+    found = {rung: earlier_baseline(tmp_path / "attempt-2", rung) for rung in RUNGS}
+
+    assert {rung: one and one.samples[0].completion for rung, one in found.items()} == {
+        "4bit": "7",
+        "8bit": "11",
+        "none": None,
+    }
