@@ -47,3 +47,37 @@ def test_a_first_attempt_and_a_run_of_its_own_stay_as_they_are(submitted: RunSpe
 
     assert with_earlier_pins(submitted, attempt(tmp_path, 1)) == submitted
     assert with_earlier_pins(submitted, tmp_path / "run") == submitted
+
+
+def test_an_attempt_that_ended_before_it_looked_at_the_hub_loses_no_pin(submitted: RunSpec, tmp_path: Path) -> None:
+    attempt(tmp_path, 1, pinned(submitted, FIRST).model_dump_json())
+    attempt(tmp_path, 2, submitted.model_dump_json())
+
+    assert with_earlier_pins(submitted, attempt(tmp_path, 3)) == pinned(submitted, FIRST)
+
+
+def test_a_dataset_that_joins_later_leaves_the_others_pinned(submitted: RunSpec, tmp_path: Path) -> None:
+    attempt(tmp_path, 1, pinned(submitted, FIRST).model_dump_json())
+    asked = {"datasets": submitted.datasets | {2: DatasetEntry(name="more", hub="acme/more")}}
+
+    now = with_earlier_pins(submitted.model_copy(update=asked), attempt(tmp_path, 2))
+
+    assert [entry.revision for entry in now.datasets.values()] == [FIRST, None]
+
+
+def test_a_commit_that_the_project_names_stands(submitted: RunSpec, tmp_path: Path) -> None:
+    attempt(tmp_path, 1, pinned(submitted, FIRST).model_dump_json())
+
+    assert with_earlier_pins(pinned(submitted, SECOND), attempt(tmp_path, 2)) == pinned(submitted, SECOND)
+
+
+def test_a_pin_is_of_one_place(submitted: RunSpec, tmp_path: Path) -> None:
+    attempt(tmp_path, 1, pinned(submitted, FIRST).model_dump_json())
+    elsewhere = submitted.model_copy(
+        update={
+            "project": submitted.project.model_copy(update={"base_model": "acme/other"}),
+            "datasets": {1: DatasetEntry(name="sums", hub="acme/other", revision="main")},
+        }
+    )
+
+    assert with_earlier_pins(elsewhere, attempt(tmp_path, 2)) == elsewhere

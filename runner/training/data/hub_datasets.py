@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +33,7 @@ from runner.row_formats import Row, RowReader
 from runner.rows import DatasetRows, collect_rows
 from runner.spec import DatasetEntry, RunSpec
 from runner.training.loading.failure_marks import is_disk_full, is_out_of_memory
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+from runner.training.pins import is_commit
 
 
 def pin_datasets(spec: RunSpec) -> RunSpec:
@@ -47,7 +45,7 @@ def pin_datasets(spec: RunSpec) -> RunSpec:
     pinned = {}
     refused: list[TrainingError] = []
     for dataset_id, entry in spec.datasets.items():
-        if entry.hub is not None and not _COMMIT.fullmatch(entry.revision or ""):
+        if entry.hub is not None and not is_commit(entry.revision):
             try:
                 commit = HfApi().dataset_info(entry.hub, revision=entry.revision).sha
             except Exception as error:
