@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from runner.spec import RunSpec
 from runner.training.data.encoding import encode_answered, encode_question
 from runner.training.data.mix import HeldOut
 from runner.training.data.reading import read_datasets
+from runner.training.outcome.fitting import Fitting
 from runner.training.outcome.held_out import measure_losses
 from runner.training.outcome.inference import untouched
 from runner.training.stopping import StopSwitch
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH_SIZE = 32
-"""Questions answered at once."""
+"""Questions answered at once, where they fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +132,11 @@ def evaluate(
             pad_token_id=tokenizer.pad_token_id,
             before_batch=stop.raise_if_set,
         )
-        answers = _answer(model, tokenizer, questions.encoded, questions.max_new_tokens, stop)
+        fitting = Fitting(BATCH_SIZE)
+        answers = _answer(model, tokenizer, questions.encoded, questions.max_new_tokens, stop=stop, fitting=fitting)
         matches = []
         for table in questions.tables:
-            given = _answer(model, tokenizer, table.questions, table.max_new_tokens, stop)
+            given = _answer(model, tokenizer, table.questions, table.max_new_tokens, stop=stop, fitting=fitting)
             correct = sum(
                 answer.ended and (answer.text.strip() if table.stripped else answer.text) == completion
                 for answer, completion in zip(given, table.completions, strict=True)
@@ -160,7 +163,9 @@ def _answer(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[list[int]],
     max_new_tokens: int,
+    *,
     stop: StopSwitch,
+    fitting: Fitting,
 ) -> list[Answer]:
     """Go on from every question, in batches padded on the left, longest questions first."""
     ends = _end_tokens(model, tokenizer)
@@ -174,25 +179,36 @@ def _answer(
     )
     order = sorted(range(len(questions)), key=lambda index: -len(questions[index]))
     answers: dict[int, Answer] = {}
-    for first in range(0, len(order), BATCH_SIZE):
+    while order:
         stop.raise_if_set()
-        batch = order[first : first + BATCH_SIZE]
-        width = max(len(questions[index]) for index in batch)
-        padding = [width - len(questions[index]) for index in batch]
-        pad = tokenizer.pad_token_id
-        input_ids = torch.tensor([[pad] * gap + questions[i] for gap, i in zip(padding, batch, strict=True)])
-        attention_mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in padding])
-        with _no_other_settings(model, settings):
-            output = model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
-                generation_config=settings,
-            )
-        for index, tokens in zip(batch, output[:, width:].tolist(), strict=True):
+        batch = order[: fitting.rows]
+        asked = [questions[index] for index in batch]
+        written = fitting.attempt(len(batch), partial(_go_on, model, asked, settings))
+        if written is None:
+            continue
+        order = order[len(batch) :]
+        for index, tokens in zip(batch, written, strict=True):
             end = next((place for place, token in enumerate(tokens) if token in ends), None)
             text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
             answers[index] = Answer(str(text), ended=end is not None)
     return [answers[index] for index in range(len(questions))]
+
+
+def _go_on(model: Any, questions: Sequence[list[int]], settings: GenerationConfig) -> list[list[int]]:
+    """The tokens that the model writes after each question, in one batch."""
+    width = max(map(len, questions))
+    padding = [width - len(question) for question in questions]
+    pad: Any = settings.pad_token_id
+    input_ids = torch.tensor([[pad] * gap + question for gap, question in zip(padding, questions, strict=True)])
+    attention_mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in padding])
+    with _no_other_settings(model, settings):
+        output = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            generation_config=settings,
+        )
+    tokens: list[list[int]] = output[:, width:].tolist()
+    return tokens
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from runner.reports import TraitLoss
 from runner.training.data.mix import IGNORED_LABEL, HeldOut
+from runner.training.outcome.fitting import Fitting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +35,13 @@ def measure_losses(
     Args:
         model: Inside `runner.training.outcome.inference.untouched`.
         held_out: Rows by trait.
-        batch_size: The most rows at once; no more than in training, and fewer where their logits would be many.
+        batch_size: The most rows at once; fewer where their logits would be many, and half as many whenever memory
+            runs out. A loss is a sum over its own tokens, so the losses do not depend on it.
         pad_token_id: Fills rows on the right; padding carries no loss.
         before_batch: Called before every batch; what it raises ends the measuring.
     """
     measured = []
+    fitting = Fitting(batch_size)
     for trait in held_out:
         total, tokens = 0.0, 0
         # Rows of like length together: little padding.
@@ -45,12 +49,14 @@ def measure_losses(
         while order:
             before_batch()
             row_logits = len(trait.input_ids[order[0]]) * int(model.config.get_text_config().vocab_size)
-            rows = max(1, min(batch_size, LOGITS_AT_ONCE // row_logits))
-            batch, order = order[:rows], order[rows:]
-            loss, counted = _sum_of_losses(
-                model, [trait.input_ids[row] for row in batch], [trait.labels[row] for row in batch], pad_token_id
-            )
-            total, tokens = total + loss, tokens + counted
+            rows = max(1, min(fitting.rows, LOGITS_AT_ONCE // row_logits))
+            batch = order[:rows]
+            input_ids, labels = [trait.input_ids[row] for row in batch], [trait.labels[row] for row in batch]
+            summed = fitting.attempt(len(batch), partial(_sum_of_losses, model, input_ids, labels, pad_token_id))
+            if summed is None:
+                continue
+            loss, counted = summed
+            total, tokens, order = total + loss, tokens + counted, order[rows:]
         measured.append(
             TraitLoss(trait_type=trait.trait_type, loss=total / tokens, rows=len(trait.input_ids), tokens=tokens)
         )
