@@ -93,7 +93,7 @@ def parse_line(line: bytes) -> object:
         # A byte order mark can stand in front of the first row only; JSON refuses it anywhere else.
         text = line.decode("utf-8-sig").strip(" \t\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 text (byte {error.start + 1})") from error
+        raise ValueError(f"is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8") from error
     try:
         value, end, flaw = _Decoder().decode(text, 0)
     except json.JSONDecodeError as error:

@@ -56,7 +56,7 @@ def parse_value(text: str) -> Any:
 def _toml_value(text: str) -> Any:
     try:
         parsed = tomli.loads(f"value = {text}")
-    except (tomli.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no TOML, or a number of more digits than Python converts
         return text
     # A line break in the text could bring further keys along.
     return parsed["value"] if len(parsed) == 1 else text
@@ -101,4 +101,8 @@ def _refusal(key: str, file: str) -> str:
         return f"is a table; name one of its settings, such as {next(one for one in KEYS if one.startswith(table))}"
     if table in ProjectSpec.model_fields and table not in OVERRIDABLE:
         return f"cannot be changed for one job; edit it in {file}"
+    name = key.rpartition(".")[2]
+    elsewhere = [one for one in KEYS if "." in one and one.partition(".")[2] == name]
+    if elsewhere:
+        return f"is not a setting; did you mean {' or '.join(map(repr, elsewhere))}?"
     return f"is not a setting{did_you_mean(key, KEYS)}"

@@ -6,6 +6,8 @@ A project is `<projects>/<name>.toml`, the catalog `<projects>/datasets.toml`; d
 from __future__ import annotations
 
 import json
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,21 +54,52 @@ class _TomlFile:
 
 def _read_toml(path: Path) -> _TomlFile:
     try:
+        if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+            # A pipe or a device would never end.
+            return _TomlFile(path.name, {}, {}, (Problem("is not a regular file", file=path.name),))
         # Editors on Windows put a byte order mark in front; TOML knows none.
         text = path.read_bytes().decode("utf-8-sig")
         return _TomlFile(path.name, tomli.loads(text), key_lines(text))
     except tomli.TOMLDecodeError as error:
-        message = f"not valid TOML: {error.msg[:1].lower()}{error.msg[1:]}"
-        problem = Problem(message, file=path.name, line=error.lineno, column=error.colno)
+        problem = Problem(_syntax_words(error), file=path.name, line=error.lineno, column=error.colno)
     except RecursionError as error:
         problem = Problem(f"not valid TOML: {error}", file=path.name)
     except UnicodeDecodeError as error:
-        problem = Problem(f"not UTF-8 text ({error.reason} at byte {error.start})", file=path.name)
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8"
+        problem = Problem(message, file=path.name, line=line)
+    except ValueError:
+        # Python converts no more than 4300 digits.
+        found = re.search(r"[0-9_]{4301,}", text)
+        problem = Problem(
+            "not valid TOML: holds a number with too many digits",
+            file=path.name,
+            line=text.count("\n", 0, found.start()) + 1 if found else None,
+        )
     except FileNotFoundError:
         problem = Problem("the file does not exist", file=path.name)
     except OSError as error:
         problem = Problem(f"the file cannot be read ({error.strerror})", file=path.name)
     return _TomlFile(path.name, {}, {}, (problem,))
+
+
+_CURLY = re.compile("[\u2018\u2019\u201c\u201d]")
+
+
+def _syntax_words(error: tomli.TOMLDecodeError) -> str:
+    """What tomli says, with the line itself and what mostly is the matter with it."""
+    lines = error.doc.splitlines()
+    line = lines[error.lineno - 1].strip() if 0 < error.lineno <= len(lines) else ""
+    words = f"not valid TOML: {error.msg[:1].lower()}{error.msg[1:]}{f' in `{line[:80]}`' if line else ''}"
+    if _CURLY.search(line):
+        return f"{words}; write straight quotes"
+    if "\u00a0" in line:
+        return f"{words}; there is a no-break space in it"
+    if error.msg == "Invalid value" and re.search(r"=\s*[A-Za-z]", line):
+        return f"{words}; text stands in quotes, and it is true and false in small letters"
+    if re.match(r"[\w-]+\s*:", line):
+        return f"{words}; write key = value"
+    return words
 
 
 def project_names(projects_dir: Path) -> list[str]:
@@ -281,7 +314,11 @@ def _look_up(projects_dir: Path, catalog: _TomlFile, dataset_id: int) -> _Datase
     def at(name: str, message: str) -> Problem:
         return Problem(message, file=CATALOG, line=catalog.lines.get((key, name)), path=f"{key}.{name}")
 
-    if not path.resolve().is_relative_to(projects_dir.resolve()):
+    try:
+        leaves = not path.resolve().is_relative_to(projects_dir.resolve())
+    except (OSError, RuntimeError):  # Python before 3.13 raises the latter
+        return _Dataset(entry, None, [at("path", f"the data file {entry.path} is a link that leads in a circle")])
+    if leaves:
         what = f"the data file {entry.path} is a link that leaves the projects folder"
         return _Dataset(entry, None, [at("path", what)])
     if path.is_dir():

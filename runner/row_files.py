@@ -95,6 +95,10 @@ def _json_lines(file: BinaryIO) -> Iterator[RawRow | RowProblem]:
         if row == 1 and line.lstrip().startswith(b"["):
             yield RowProblem(row, 'begins a list; name file_type = "json", or write one JSON object a line', number)
             continue
+        if row == 1 and line.strip() == b"{":
+            message = "begins an object that goes on over several lines; write one object a line"
+            yield RowProblem(row, message, number)
+            return
         try:
             yield RawRow(row, number, parse_line(line))
         except ValueError as error:

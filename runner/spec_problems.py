@@ -71,15 +71,26 @@ def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
     return list(cast("type[BaseModel]", current).model_fields)
 
 
-def _place(raw: object, location: tuple[int | str, ...]) -> tuple[KeyPath, object]:
+def _home_of(model: type[BaseModel], path: KeyPath) -> str | None:
+    """The table of the model's that has this key, where exactly one has."""
+    tables = {name: field.annotation for name, field in model.model_fields.items()}
+    homes = [
+        name
+        for name, table in tables.items()
+        if isinstance(table, type) and path[-1] in getattr(table, "model_fields", ())
+    ]
+    return homes[0] if len(homes) == 1 else None
+
+
+def _place(raw: object, details: ErrorDetails) -> tuple[KeyPath, object]:
     """Cut a pydantic location to what the file really holds: behind a union stand tags that are no keys."""
     path: KeyPath = ()
-    for position, part in enumerate(location):
+    for part in details["loc"]:
         if isinstance(raw, Mapping) and isinstance(part, str):
             path = (*path, part)
             if part not in raw:
-                # A missing key is named by its last part; a tag would follow a value, never a table.
-                return (path, None) if position == len(location) - 1 else (path[:-1], raw)
+                # What a missing key lacks is told at it; the branches of a union, by their tags, want another kind.
+                return (path[:-1], raw) if details["type"] in _KINDS else (path, None)
             raw = raw[part]
         elif isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw):
             path, raw = (*path, part), raw[part]
@@ -93,6 +104,9 @@ def _explain(errors: list[ErrorDetails], model: type[BaseModel], path: KeyPath, 
     error = errors[0]
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
+        home = _home_of(model, path)
+        if home is not None:
+            return f"unknown key here; it belongs in [{home}]"
         return f"unknown key{did_you_mean(str(path[-1]), _known_keys(model, path[:-1])) or '; remove it'}"
     if kind in _PLAIN:
         return _PLAIN[kind]
@@ -141,7 +155,7 @@ def find_problems(
     found: dict[KeyPath, list[ErrorDetails]] = {}
     values: dict[KeyPath, object] = {}
     for details in error.errors(include_url=False):
-        path, value = _place(raw, details["loc"])
+        path, value = _place(raw, details)
         if details["type"] == "too_short" and value:
             continue  # its entries were counted after they had failed themselves
         if _contradictions(details, path) is None:
@@ -179,7 +193,7 @@ def _all_contradictions(model: type[BaseModel], raw: object, wrong: list[KeyPath
             model.model_validate(_without(raw, left_out, model))
         except ValidationError as error:
             for details in error.errors(include_url=False):
-                for keys, message in _contradictions(details, _place(raw, details["loc"])[0]) or ():
+                for keys, message in _contradictions(details, _place(raw, details)[0]) or ():
                     if not any(_touch(key, path) for key in keys for path in left_out[:known]):
                         left_out.append(keys[0])
                         yield keys[0], message

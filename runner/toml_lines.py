@@ -5,6 +5,7 @@ tomli has accepted the text before, so this only has to walk over it: what canno
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ KeyPath = tuple[str | int, ...]
 
 _BASIC = r'"(?:\\.|[^"\\\n])*"'
 _LITERAL = r"'[^'\n]*'"
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_LONGEST_SHOWN = 80
+"""Characters of a key in a message."""
 _PART = rf"(?:[A-Za-z0-9_-]+|{_BASIC}|{_LITERAL})"
 _KEY = re.compile(rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*")
 _GAP = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
@@ -132,5 +136,14 @@ def dotted(path: KeyPath) -> str:
     """Write a path as people read it: `traits[0].datasets[1].percentage`."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            # As TOML has it: what is no bare key stands in quotes, and so cannot be taken for two keys or two lines.
+            name = part if _BARE.fullmatch(part) else json.dumps(part, ensure_ascii=False)
+            text += f".{_short(name)}" if text else _short(name)
     return text
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_SHOWN else f"{name[: _LONGEST_SHOWN - 1]}…"

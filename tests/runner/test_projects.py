@@ -351,7 +351,7 @@ def test_a_wrong_setting_is_named_with_line_path_and_remedy(
         ('[lora]\ntarget_modules = "("', 'unterminated subpattern at position 0) or a list in [ ], found "("'),
         (
             '[lora]\nrank_pattern = { "(" = 4 }',
-            "lora.rank_pattern.(: must be a valid pattern (missing ), unterminated subpattern at position 0)",
+            'lora.rank_pattern."(": must be a valid pattern (missing ), unterminated subpattern at position 0)',
         ),
     ],
 )

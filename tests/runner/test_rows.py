@@ -158,7 +158,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_problem(write: Write) ->
 
 def test_a_file_in_another_encoding_is_refused(write: Write) -> None:
     (problem,) = check_rows(write(GOOD.encode("utf-16"))).problems
-    assert problem == RowProblem(1, "is not UTF-8 text (byte 1)", 1)
+    assert problem == RowProblem(1, "is not UTF-8 text (byte 1); save the file as UTF-8", 1)
 
 
 def test_a_missing_file_an_empty_one_and_a_folder_are_told_apart(write: Write, tmp_path: Path) -> None:
