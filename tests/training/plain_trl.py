@@ -16,15 +16,18 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 
-def load(model_path: Path, *, load_in_4bit: bool, dtype: torch.dtype) -> Any:
-    """Load the model.
+def load(model_path: Path, *, load_in_4bit: bool, dtype: torch.dtype, load_in_8bit: bool = False) -> Any:
+    """Load the model, unquantized where neither is asked for.
 
     Args:
         model_path: A local model.
-        load_in_4bit: NF4 with double quantization, else unquantized.
+        load_in_4bit: NF4 with double quantization.
         dtype: The model's and the computation's.
+        load_in_8bit: LLM.int8.
     """
     quantization = None
+    if load_in_8bit:
+        quantization = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]  # left bare
     if load_in_4bit:
         quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # transformers leaves it bare
             load_in_4bit=True,
@@ -44,6 +47,7 @@ def build(
     arguments: dict[str, Any],
     lora: dict[str, Any],
     full_precision_adapter: bool,
+    load_in_8bit: bool = False,
 ) -> SFTTrainer:
     """Load the model, put LoRA on it and build the trainer.
 
@@ -55,9 +59,10 @@ def build(
         arguments: For SFTConfig.
         lora: For LoraConfig.
         full_precision_adapter: Undo TRL's cast of a quantized model's adapter to bfloat16.
+        load_in_8bit: As for `load`.
     """
     return build_on(
-        load(model_path, load_in_4bit=load_in_4bit, dtype=dtype),
+        load(model_path, load_in_4bit=load_in_4bit, dtype=dtype, load_in_8bit=load_in_8bit),
         model_path,
         rows,
         dtype=dtype,
