@@ -45,7 +45,7 @@ def test_every_option_in_the_readmes_table_of_verbs_is_one() -> None:
     for verb in VERBS:
         parser = argparse.ArgumentParser()
         importlib.import_module(f"runner.cli.{verb.replace('-', '_')}").add_arguments(parser)
-        told = {word for line in table if line.startswith(f"| `{verb}") for word in re.findall(r"--[a-z-]+", line)}
+        told = {word for line in table if re.match(rf"\| `{verb}\b", line) for word in re.findall(r"--[a-z-]+", line)}
         assert {option for option in told if option not in parser.format_help()} == set()
 
 

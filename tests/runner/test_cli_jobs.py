@@ -10,10 +10,12 @@ import pytest
 from dramatiq.brokers.redis import RedisBroker
 
 from runner.__main__ import main
+from runner.events import JobFailed, PhaseStarted
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.pools import PoolLimits
 from runner.projects import load_project
 from runner.queue import tickets_waiting
+from runner.reports import Phase
 from runner.store import Store
 
 
@@ -33,6 +35,57 @@ def run(*words: str, capsys: Capture, status: int = 0) -> str:
     assert main(words) == status
     out = capsys.readouterr()
     return out.err if status else out.out
+
+
+# --- jobs, job, logs -------------------------------------------------------------------------------------------------
+
+
+def test_the_latest_jobs_are_listed_with_what_keeps_new_ones_from_starting(
+    store: Store, submit_job: Submit, some_worker: WorkerInfo, capsys: Capture
+) -> None:
+    failed, running, queued = (submit_job() for _ in range(3))
+    claim = store.claim(some_worker.pool, some_worker)
+    assert claim is not None
+    store.finish(claim, JobFailed(code="dataset", message="m"))
+    claim = store.claim(some_worker.pool, some_worker)
+    assert claim is not None
+    store.append(claim, PhaseStarted(phase=Phase.MODEL))
+    store.freeze("new driver", "ann")
+
+    lines = run("jobs", capsys=capsys).splitlines()
+
+    assert lines[0] == "Frozen by ann, nothing new starts: new driver"
+    assert [line.split()[:2] for line in lines[2:]] == [
+        [queued.id, "queued"],
+        [running.id, "running"],
+        [failed.id, "failed"],
+    ]
+    assert [line.partition(" ago  ")[2].strip() for line in lines[2:]] == ["position 1", "model on host-a", "dataset"]
+
+
+def test_one_job_is_told_by_the_start_of_its_id(store: Store, submit_job: Submit, capsys: Capture) -> None:
+    former = store.request_stop(submit_job().id, "U2")
+    job = submit_job(retry_of=former.id, priority="high")
+
+    facts = dict(line.split(None, 1) for line in run("job", job.id[:-1], capsys=capsys).splitlines())
+
+    assert (facts["job"], facts["state"], facts["pool"]) == (job.id, "queued, position 1", "cpu, priority high")
+    assert facts["retry"] == f"of    {former.id}, from the beginning"
+    assert "There is no job" in run("job", "other-zzzzz", capsys=capsys, status=1)
+
+
+def test_the_end_of_the_newest_log_is_shown_where_it_lies(
+    submit_job: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("QLORA_OUTPUT_ROOT", str(tmp_path))
+    job = submit_job()
+    assert "It has not run yet." in run("logs", job.id, capsys=capsys, status=1)
+    attempt = tmp_path / "demo" / job.id / "attempt-1"
+    attempt.mkdir(parents=True)
+    (attempt / "train.log").write_text("one\ntwo\x1b[31m\nthree\n")
+
+    assert run("logs", job.id, "--lines", "2", capsys=capsys).splitlines()[1] == "three"
+    assert "\x1b" not in run("logs", job.id, capsys=capsys)
 
 
 # --- freeze and drain ------------------------------------------------------------------------------------------------
