@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runner.event_lines import parse_event
@@ -23,12 +24,14 @@ def write_receipt(run_dir: Path, receipt: LoadReceipt) -> None:
         (run_dir / "receipt.json").write_text(receipt.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def earlier_baseline(run_dir: Path, rung: Rung) -> Evaluated | None:
+def earlier_baseline(run_dir: Path, rung: Rung, prompts: Sequence[str], tables: Mapping[int, int]) -> Evaluated | None:
     """Find what the base model answered before: the same model on the same rung answers the same.
 
     Args:
         run_dir: This attempt's folder; its own ranks may have been started before.
         rung: The one that holds now.
+        prompts: What is asked now. A run that is gone on with may ask something else, as nothing is learned from it.
+        tables: Rows that are asked of each dataset of `evaluation.exact_match`, by its id.
     """
     for path in sorted(run_dir.parent.glob("attempt-*/events.jsonl")):
         answered_on = None
@@ -39,6 +42,12 @@ def earlier_baseline(run_dir: Path, rung: Rung) -> Evaluated | None:
             event = parse_event(line)
             if isinstance(event, ModelLoaded):
                 answered_on = event.receipt.rung
-            if isinstance(event, Evaluated) and event.when == "before" and answered_on == rung:
+            if (
+                isinstance(event, Evaluated)
+                and event.when == "before"
+                and answered_on == rung
+                and [sample.prompt for sample in event.samples] == list(prompts)
+                and {match.dataset_id: match.total for match in event.exact_match} == dict(tables)
+            ):
                 return event
     return None

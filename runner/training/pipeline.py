@@ -262,7 +262,8 @@ def _train(
         resume = ranks.from_first(lambda: newest_checkpoint(run_dir, facts))
 
         begun = resume is not None or rows_at_once is not None
-        before = ranks.from_first(lambda: earlier_baseline(run_dir, loaded.receipt.rung) if begun else None)
+        asked = questions.prompts, {table.dataset_id: len(table.completions) for table in questions.tables}
+        before = ranks.from_first(lambda: earlier_baseline(run_dir, loaded.receipt.rung, *asked) if begun else None)
         if before is None:
             emit(PhaseStarted(phase=Phase.BASELINE))
             before = ranks.from_first(

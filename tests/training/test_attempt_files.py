@@ -46,10 +46,17 @@ def test_the_base_model_has_answered_before_when_it_was_on_the_same_rung(tmp_pat
     write(tmp_path / "attempt-1", loaded("8bit"), answered("11"))
     write(tmp_path / "attempt-2", loaded("4bit"), answered("7"))
 
-    found = {rung: earlier_baseline(tmp_path / "attempt-2", rung) for rung in RUNGS}
+    found = {rung: earlier_baseline(tmp_path / "attempt-2", rung, ["What is 3 + 4?"], {}) for rung in RUNGS}
 
     assert {rung: one and one.samples[0].completion for rung, one in found.items()} == {
         "4bit": "7",
         "8bit": "11",
         "none": None,
     }
+
+
+@pytest.mark.parametrize(("prompts", "tables"), [(["What is 3 + 5?"], {}), ([], {}), (["What is 3 + 4?"], {1: 25})])
+def test_answers_to_other_questions_are_no_baseline(tmp_path: Path, prompts: list[str], tables: dict[int, int]) -> None:
+    write(tmp_path / "attempt-1", loaded("4bit"), answered("7"))
+
+    assert earlier_baseline(tmp_path / "attempt-2", "4bit", prompts, tables) is None
