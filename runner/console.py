@@ -72,10 +72,12 @@ def describe_event(event: ChildEvent) -> list[str]:  # noqa: C901, PLR0911, PLR0
         case AdapterVerified():
             return [f"Adapter verified in a fresh process ({event.duration_s:.1f} s)"]
         case RunSucceeded(summary=summary):
-            loss = f"loss {summary.loss_first:.4g} → {summary.loss_last:.4g}"
-            held = f", {summary.peak_bytes / _MB:,.0f} MB held at most" if summary.peak_bytes is not None else ""
+            loss = f"training loss {summary.loss_first:.4g} → {summary.loss_last:.4g}"
+            held = f", {summary.peak_bytes / _MB:,.0f} MB of memory at most" if summary.peak_bytes is not None else ""
             early = f" of {summary.stopped_early_of}, stopped early," if summary.stopped_early_of is not None else ""
             taken = f", adapter of step {summary.adapter_step}" if summary.adapter_step is not None else ""
+            if taken and summary.best is not None:
+                taken += f" (held-out loss {summary.best.loss:.4g})"
             over = summary.overfitted
             return [
                 f"✅ {summary.steps} steps{early} in {duration_text(summary.duration_s)}, {loss}{taken}{held}",
@@ -187,7 +189,7 @@ def _receipt(event: ModelLoaded) -> list[str]:
     lines = [f"  {counted}, {held}{each}"]
     if receipt.load_peak_bytes is not None and receipt.steady_bytes is not None:
         peak, steady = receipt.load_peak_bytes / _MB, receipt.steady_bytes / _MB
-        lines.append(f"  memory: {peak:.1f} MB at the peak of loading, {steady:.1f} MB after")
+        lines.append(f"  loading took {peak:.1f} MB of memory at its peak, {steady:.1f} MB of it are kept")
     if receipt.stored_quantization:
         lines.append(f"  the base model's files are stored quantized: {receipt.stored_quantization}")
     return [*lines, *([f"⚠️ {receipt.warning}"] if receipt.warning else [])]

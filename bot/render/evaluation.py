@@ -33,9 +33,9 @@ def render_evaluation(event: Evaluated, story: Story) -> Message:
         seen = story.mix.seen_share(one.dataset_id) if story.mix is not None else 0.0
         lines.append(f"{told} · {'trained on' if seen == 1 else f'{percent(seen)} trained on'}" if seen else told)
     lines += [_held_out(one) for one in event.held_out]
-    if event.held_out and story.mix is not None:
-        untold = [trait.trait_type for trait in story.mix.traits if not trait.held_out_rows]
-        lines += [f"No rows held out of {', '.join(escape(keep_start(one, 60)) for one in untold)}"] if untold else []
+    untold = _not_held_out(story)
+    if event.held_out and untold:
+        lines.append(f"No rows held out of {untold}")
     lines += _better_earlier(story)
     if not event.samples:
         return compose(lines)
@@ -64,7 +64,15 @@ def _better_earlier(story: Story) -> list[str]:
     best = BestStep(step=last.best_step, loss=last.best_loss, last_loss=last.loss)
     if not best.clearly_better:
         return []
-    return [f"⚠️ {best.told}. `load_best_model_at_end=true` would take the adapter of that step."]
+    untold = _not_held_out(story)
+    but = f", which may know less of {untold}: nothing is held out there" if untold else ""
+    return [f"⚠️ {best.told}. `load_best_model_at_end=true` would take the adapter of that step{but}."]
+
+
+def _not_held_out(story: Story) -> str:
+    """Traits that no held-out loss speaks of, empty where there is none."""
+    traits = story.mix.traits if story.mix is not None else ()
+    return ", ".join(escape(keep_start(one.trait_type, 60)) for one in traits if not one.held_out_rows)
 
 
 def trait_name(one: TraitLoss) -> str:

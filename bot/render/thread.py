@@ -52,6 +52,7 @@ from runner.reports import (
     LoadReceipt,
     PackageVersion,
     Resolved,
+    RunSummary,
     ShareReport,
 )
 
@@ -215,9 +216,12 @@ def _version_row(package: PackageVersion) -> tuple[str, str, str]:
 def _config(event: ConfigLoaded, story: Story) -> Message:
     source = "config.json" if event.source == "config.json" else "the project"
     architecture = f" · {code(event.architecture)}" if event.architecture else ""
-    revision = f" · revision {code(event.revision)}" if event.revision else ""
+    revision = f"commit {code(event.revision)}" if event.revision else "a folder on the host"
     kind = f"model_type {code(event.model_type)} from {source}"
-    lines = [f"*Config* {code(event.config_class)} · {kind}{architecture}{revision}"]
+    lines = [
+        f"*Base model* {code(story.record.spec.project.base_model)} · {revision}",
+        f"*Config* {code(event.config_class)} · {kind}{architecture}",
+    ]
     tokenizer = story.tokenizer
     if tokenizer is not None:
         pad = {
@@ -228,7 +232,7 @@ def _config(event: ConfigLoaded, story: Story) -> Message:
         }[tokenizer.pad_choice]
         entries = f"{number(tokenizer.vocab_size)} entries"
         lines.insert(
-            0, f"*Tokenizer* {code(tokenizer.tokenizer_class)} · {entries} · pad {code(tokenizer.pad_token)}, {pad}"
+            1, f"*Tokenizer* {code(tokenizer.tokenizer_class)} · {entries} · pad {code(tokenizer.pad_token)}, {pad}"
         )
         if tokenizer.workaround:
             lines.append(f"⚠️ Worked around: {escape(tokenizer.workaround)}")
@@ -252,7 +256,7 @@ def _model(event: ModelLoaded) -> Message:
     ]
     if receipt.load_peak_bytes is not None and receipt.steady_bytes is not None:
         peak, steady = megabytes(receipt.load_peak_bytes), megabytes(receipt.steady_bytes)
-        told.append(f"memory {peak} at the peak of loading, {steady} after")
+        told.append(f"loading took {peak} of memory at its peak, {steady} of it are kept")
     lines = [escape(event.announcement), f"{_quantized(receipt)} · {held}", " · ".join(told)]
     if receipt.failed:
         failed = ", ".join(f"{RUNG_WORDS[one.rung]} ({code(one.error_class)})" for one in receipt.failed)
@@ -323,13 +327,15 @@ def _succeeded(event: JobSucceeded, story: Story) -> Message:
         took = f"{duration(summary.duration_s)} from loading to verified adapter"
     attempts = f", attempt {story.claimed.attempt}" if story.claimed is not None and story.claimed.attempt > 1 else ""
     host = f" on host {code(story.claimed.host)}" if story.claimed is not None else ""
-    learned = f"Loss {figure(summary.loss_first)} → {figure(summary.loss_last)} in {count(summary.steps, 'step')}"
+    learned = (
+        f"Training loss {figure(summary.loss_first)} → {figure(summary.loss_last)} in {count(summary.steps, 'step')}"
+    )
     if summary.stopped_early_of is not None:
         learned += f" of {number(summary.stopped_early_of)}, stopped early"
     if summary.adapter_step is not None:
-        learned += f" · the adapter is that of step {number(summary.adapter_step)}, with the lowest held-out loss"
+        learned += f" · the adapter is that of step {number(summary.adapter_step)}, with {_lowest(summary)}"
     if summary.peak_bytes is not None:
-        learned += f" · {megabytes(summary.peak_bytes)} held at most"
+        learned += f" · {megabytes(summary.peak_bytes)} of memory at most"
     if summary.guard_interceptions:
         learned += f" · {count(summary.guard_interceptions, 'dict assignment')} over the config turned away"
     worse = [trait_name(one) for one in story.evaluation.regressed] if story.evaluation is not None else []
@@ -342,6 +348,11 @@ def _succeeded(event: JobSucceeded, story: Story) -> Message:
             f"Adapter: {code(event.adapter_path, 1_000)}{host}",
         ]
     )
+
+
+def _lowest(summary: RunSummary) -> str:
+    at = f", {figure(summary.best.loss)}" if summary.best is not None else ""
+    return f"the lowest held-out loss{at}"
 
 
 def _failed(event: JobFailed, story: Story) -> Message:

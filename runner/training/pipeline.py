@@ -51,7 +51,7 @@ from runner.training.memory import free_bytes, release_memory
 from runner.training.outcome.adapter import ADAPTER, LOSS_PLOT, plot_loss, save_adapter, write_documents
 from runner.training.outcome.card import Outcome
 from runner.training.outcome.evaluation import evaluate
-from runner.training.outcome.held_out import compare_losses
+from runner.training.outcome.held_out import compare_losses, mean_loss
 from runner.training.outcome.verify import PROBE, store_probe
 from runner.training.outcome.verifying_process import VerifyingProcess
 from runner.training.pins import with_earlier_pins
@@ -153,6 +153,8 @@ def train(
                 trained.log_history,
                 run_dir / LOSS_PLOT,
                 f"{trained.spec.project.name} on {trained.spec.project.base_model}",
+                base_loss=mean_loss(trained.before.held_out) if trained.before.held_out else None,
+                adapter_step=trained.adapter_step,
             )
             revision = git_revision(projects_dir)
             verified = verifying.result(stop)

@@ -349,7 +349,7 @@ def test_a_second_attempt_continues_in_the_same_progress_message(
         "Queued in pool",
         "Claimed on host",
         "*Versions*",
-        "*Tokenizer*",
+        "*Base model*",
         "*Data*",
         "✅ Model loaded",
         "*Before training*",

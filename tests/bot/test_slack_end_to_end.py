@@ -46,7 +46,7 @@ MILESTONES = (
     "Queued in pool",
     "Claimed on host",
     "*Versions*",
-    "*Tokenizer*",
+    "*Base model*",
     "*Data*",
     "✅ Model loaded with 4-bit quantization, config protected",
     "*Before training*",

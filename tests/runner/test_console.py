@@ -83,7 +83,7 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
             [
                 "✅ Model loaded with 8-bit quantization, config protected",
                 "  28 of 29 linear modules quantized, 75% of the parameters, 2.4 MB, bfloat16 on cpu, 1.2 s",
-                "  memory: 21.5 MB at the peak of loading, 14.3 MB after",
+                "  loading took 21.5 MB of memory at its peak, 14.3 MB of it are kept",
                 "  the base model's files are stored quantized: bitsandbytes, 8-bit",
                 f"⚠️ {RECEIPT.warning}",
             ],
@@ -173,7 +173,7 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
                 ),
                 adapter_path="/x",
             ),
-            ["✅ 180 steps in 42 s, loss 7.041 → 0.0123, 1,235 MB held at most"],
+            ["✅ 180 steps in 42 s, training loss 7.041 → 0.0123, 1,235 MB of memory at most"],
         ),
     ],
 )

@@ -150,4 +150,4 @@ def test_the_adapter_of_the_lowest_held_out_loss_is_the_one_that_is_verified_and
     assert taken.keys() == stored.keys()
     assert all(taken[name].equal(stored[name]) for name in stored)
     card = (adapter / "README.md").read_text(encoding="utf-8")
-    assert f"The adapter is that of step {best}, with the lowest held-out loss." in card
+    assert f"The adapter is that of step {best}, with the lowest held-out loss, " in card

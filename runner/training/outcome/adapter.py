@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter"
 LOSS_PLOT = "loss.png"
+TRAINING_CURVE, HELD_OUT_CURVE = "training", "held-out rows"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -122,32 +123,58 @@ def _manifest(outcome: Outcome, folder: Path) -> dict[str, Any]:
     }
 
 
-def plot_loss(log_history: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
+def loss_curves(
+    log_history: Sequence[dict[str, Any]], base_loss: float | None = None
+) -> dict[str, list[tuple[int, float]]]:
+    """Sort the trainer's records into curves of (optimizer step, nats a token), both named and one perhaps empty. Pure.
+
+    Args:
+        log_history: Of all attempts; records without a loss are passed over.
+        base_loss: On the held-out rows before training: where their curve begins, at step 0.
+    """
+    curves = {
+        label: [(int(record["step"]), float(record[key])) for record in log_history if key in record]
+        for label, key in ((TRAINING_CURVE, "loss"), (HELD_OUT_CURVE, "eval_loss"))
+    }
+    if base_loss is not None and curves[HELD_OUT_CURVE]:
+        # Without it, a run that is best at its first evaluation looks as if it had only made the model worse.
+        curves[HELD_OUT_CURVE].insert(0, (0, base_loss))
+    return curves
+
+
+def plot_loss(
+    log_history: Sequence[dict[str, Any]],
+    path: Path,
+    title: str = "",
+    *,
+    base_loss: float | None = None,
+    adapter_step: int | None = None,
+) -> None:
     """Draw the loss over the optimizer steps of all attempts.
 
     Args:
-        log_history: The trainer's records; those without a loss are passed over. Held-out losses are a second curve.
+        log_history: The trainer's records. Held-out losses are a second curve.
         path: The PNG file to write.
         title: Whose curve it is.
+        base_loss: As `loss_curves` takes it.
+        adapter_step: The step whose adapter was taken, where that is not the last one.
     """
     # Imported here: matplotlib takes most of a second, and this runs beside the verifying process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    curves = {
-        label: [(record["step"], record[key]) for record in log_history if key in record]
-        for label, key in (("training", "loss"), ("held-out rows", "eval_loss"))
-    }
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    for label, points in curves.items():
+    for label, points in loss_curves(log_history, base_loss).items():
         if points:
             told = f"{label}: {points[-1][1]:.3g} at the end"
             best_step, best = min(points, key=lambda point: point[1])
             # The training loss goes up and down by the batch; a held-out loss that has been lower is a finding.
-            if label == "held-out rows" and best_step != points[-1][0]:
+            if label == HELD_OUT_CURVE and best_step != points[-1][0]:
                 told += f", lowest {best:.3g} at step {best_step}"
             axes.plot([step for step, _ in points], [loss for _, loss in points], marker=".", label=told)
+    if adapter_step is not None:
+        axes.axvline(adapter_step, color="black", linestyle=":", label=f"the adapter: step {adapter_step}")
     axes.set(xlabel="optimizer step", ylabel="loss (nats a token)", ylim=(0, None))
     # A name is no formula, whatever it holds.
     axes.set_title(title, parse_math=False)

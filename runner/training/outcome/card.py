@@ -39,6 +39,8 @@ class Outcome:
 def render_card(outcome: Outcome) -> str:
     """Write the model card as Markdown with the front matter that model hubs read."""
     project, receipt, summary = outcome.spec.project, outcome.receipt, outcome.summary
+    measured = {one.trait_type for one in outcome.after.held_out}
+    not_held_out = [one.trait_type for one in outcome.mix.event.traits if one.trait_type not in measured]
     by = f", by {receipt.processes} processes" if receipt.processes > 1 else ""
     made = (
         f"A LoRA adapter for `{project.base_model}`, trained with {RUNG_WORDS[receipt.rung]} "
@@ -53,11 +55,11 @@ def render_card(outcome: Outcome) -> str:
         f"{made}\n",
         f"{_asked(outcome.spec)}\n",
         _loading(receipt),
-        f"{_training(project, receipt, summary)}\n",
+        f"{_training(project, receipt, summary, not_held_out)}\n",
         "![Loss by optimizer step](loss.png)\n",
         _verified(outcome.verified),
         _data(outcome.mix.event),
-        _held_out(outcome.after, [trait.trait_type for trait in outcome.mix.event.traits]),
+        _held_out(outcome.after, not_held_out),
         _exact_match(outcome.before, outcome.after, outcome.mix.event),
         _samples(outcome.before, outcome.after, outcome.mix.event.seen_prompts or ()),
         _settings(outcome.settings),
@@ -144,7 +146,7 @@ def _verified(verified: AdapterVerified) -> str:
     )
 
 
-def _training(project: ProjectSpec, receipt: LoadReceipt, summary: RunSummary) -> str:
+def _training(project: ProjectSpec, receipt: LoadReceipt, summary: RunSummary, not_held_out: Sequence[str] = ()) -> str:
     told = (
         f"Training loss {summary.loss_first:.4g} at the first step, {summary.loss_last:.4g} over the last logged ones: "
         "mean cross entropy in nats over the trained tokens. "
@@ -163,13 +165,18 @@ def _training(project: ProjectSpec, receipt: LoadReceipt, summary: RunSummary) -
     if summary.stopped_early_of is not None:
         told += f" {summary.stopped_early_of} were planned; the held-out loss had become no better."
     if summary.adapter_step is not None:
-        told += f" The adapter is that of step {summary.adapter_step}, with the lowest held-out loss."
+        lowest = f", {summary.best.loss:.4g}" if summary.best is not None else ""
+        told += f" The adapter is that of step {summary.adapter_step}, with the lowest held-out loss{lowest}."
     if summary.overfitted is not None:
-        told += f"\n\n⚠️ {summary.overfitted.told}. `load_best_model_at_end` would have taken the adapter of that step."
+        but = f", which may know less of {_cell(', '.join(not_held_out))}: nothing is held out there"
+        told += (
+            f"\n\n⚠️ {summary.overfitted.told}. `load_best_model_at_end` would have taken the adapter of that step"
+            f"{but if not_held_out else ''}."
+        )
     return told
 
 
-def _held_out(after: Evaluated, traits: Iterable[str]) -> str:
+def _held_out(after: Evaluated, left_out: Sequence[str]) -> str:
     if not after.held_out:
         return (
             "## Loss on held-out rows\n\nNo rows were held out: nothing is known about rows that were not trained on.\n"
@@ -186,7 +193,6 @@ def _held_out(after: Evaluated, traits: Iterable[str]) -> str:
         for one in after.held_out
     )
     table = _table(("trait", "rows", "tokens", "base", "adapter", ""), rows)
-    left_out = [trait for trait in traits if trait not in {one.trait_type for one in after.held_out}]
     unknown = (
         f"\nNothing was held out of {_cell(', '.join(left_out))}, so nothing is known about other rows there.\n"
         if left_out

@@ -17,6 +17,7 @@ from runner.events import (
     BatchHalved,
     CheckpointSaved,
     ChildEvent,
+    ConfigLoaded,
     DataMixed,
     Evaluated,
     JobCancelled,
@@ -150,12 +151,22 @@ def test_the_version_report_is_a_table_with_a_classic_form(render: Render, good_
     assert (head, section(drawn), foot) == message.classic
 
 
-def test_tokenizer_and_config_are_one_reply(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
+def test_base_model_tokenizer_and_config_are_one_reply(
+    render: Render, good_run: tuple[ChildEvent, ...], job: JobRecord
+) -> None:
     (message,) = render(good_run[:6])[1:]
     assert _lines(message) == [
+        f"*Base model* `{job.spec.project.base_model}` · a folder on the host",
         "*Tokenizer* `LlamaTokenizerFast` · 32,000 entries · pad `&lt;pad&gt;`, its own",
         "*Config* `LlamaConfig` · model_type `llama` from config.json · `LlamaForCausalLM`",
     ]
+
+
+def test_a_hub_model_is_told_with_its_commit(render: Render, good_run: tuple[ChildEvent, ...], job: JobRecord) -> None:
+    config = good_run[5]
+    assert isinstance(config, ConfigLoaded)
+    (message,) = render([config.model_copy(update={"revision": "0123abcd"})])
+    assert _lines(message)[0] == f"*Base model* `{job.spec.project.base_model}` · commit `0123abcd`"
 
 
 def test_a_tokenizer_workaround_is_told(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
@@ -181,7 +192,7 @@ def test_the_load_receipt_counts_what_is_really_quantized(render: Render, good_r
         "✅ Model loaded with 4-bit quantization, config protected\n"
         "28 of 29 linear modules are really 4-bit, 81 % of the parameters · 12.3 MB of weights · bfloat16 on cpu\n"
         "Probe: loss 5.123, gradient norm 0.3123 · loaded in 2.4 s"
-        " · memory 21.5 MB at the peak of loading, 14.3 MB after\n"
+        " · loading took 21.5 MB of memory at its peak, 14.3 MB of it are kept\n"
         "The config guard turned away 1 dict assignment"
     )
     assert Message(text, (section(text),)) == message
@@ -367,6 +378,24 @@ def test_a_step_that_would_have_been_better_is_named_with_the_setting_that_takes
     assert _lines(quiet) == ["*After training*"]
 
 
+def test_the_setting_that_takes_a_better_step_warns_of_traits_that_its_loss_says_nothing_of(render: Render) -> None:
+    sums = ShareReport(
+        trait_type="sums",
+        dataset_id=1,
+        dataset_name="additions",
+        percentage=100,
+        rows_available=100,
+        rows_used=100,
+        trained_tokens=100,
+    )
+    words = sums.model_copy(update={"trait_type": "words", "dataset_id": 2, "held_out_rows": 5})
+    mixed = DataMixed(shares=(sums, words), rows=200, longest_tokens=9, truncated_rows=0)
+    over = LossEvaluated(step=120, total_steps=120, loss=5.709, best_step=20, best_loss=3.796)
+    assert _lines(render([mixed, over, Evaluated(when="after")])[-1])[-1].endswith(
+        "would take the adapter of that step, which may know less of sums: nothing is held out there."
+    )
+
+
 def test_the_last_reply_says_that_the_adapter_is_overfitted_unless_that_of_the_best_step_was_taken(
     render: Render, good_run: tuple[ChildEvent, ...]
 ) -> None:
@@ -417,7 +446,10 @@ def test_the_end_tells_loss_time_and_where_the_adapter_is(render: Render, good_r
     end = JobSucceeded(summary=last.summary, adapter_path="/out/demo/adapter", at=AT + timedelta(seconds=42))
     assert _lines(render([CLAIMED, end])[-1]) == [
         "✅ *Succeeded* · 42 s from claim to published adapter, 15 s of it training",
-        "Loss 4.812 → 0.0211 in 120 steps · 826.0 MB held at most · 1 dict assignment over the config turned away",
+        (
+            "Training loss 4.812 → 0.0211 in 120 steps · 826.0 MB of memory at most"
+            " · 1 dict assignment over the config turned away"
+        ),
         "Adapter: `/out/demo/adapter` on host `gpu-1`",
     ]
 
@@ -429,11 +461,12 @@ def test_the_end_tells_of_an_early_stop_and_whose_adapter_was_taken(
     assert isinstance(last, RunSucceeded)
     summary = last.summary.model_copy(
         update={"steps": 60, "stopped_early_of": 120, "adapter_step": 40, "guard_interceptions": 0, "peak_bytes": None}
+        | {"best": BestStep(step=40, loss=1.5, last_loss=2.0)}
     )
     end = JobSucceeded(summary=summary, adapter_path="/out/demo/adapter", at=AT)
     assert _lines(render([CLAIMED, end])[-1])[1] == (
-        "Loss 4.812 → 0.0211 in 60 steps of 120, stopped early"
-        " · the adapter is that of step 40, with the lowest held-out loss"
+        "Training loss 4.812 → 0.0211 in 60 steps of 120, stopped early"
+        " · the adapter is that of step 40, with the lowest held-out loss, 1.5"
     )
 
 

@@ -24,7 +24,7 @@ from runner.training.loop.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.loop.checkpoints import complete_checkpoints, describe_run
 from runner.training.loop.lora import add_lora, settle_precision
 from runner.training.loop.trainer import AdapterTrainer, build_trainer
-from runner.training.outcome.adapter import plot_loss
+from runner.training.outcome.adapter import HELD_OUT_CURVE, TRAINING_CURVE, loss_curves, plot_loss
 from runner.training.outcome.evaluation import Questions, evaluate
 from runner.training.outcome.held_out import mean_loss
 from runner.training.stopping import StopSwitch
@@ -280,11 +280,21 @@ def test_a_best_checkpoint_that_is_gone_is_missed(stopped_early: tuple[Built, Ru
 def test_both_losses_are_drawn(stopped_early: tuple[Built, RunSpec, Path], tmp_path: Path) -> None:
     history = stopped_early[0].trainer.state.log_history
 
-    plot_loss(history, tmp_path / "both.png")
+    plot_loss(history, tmp_path / "both.png", base_loss=9.0, adapter_step=1)
     plot_loss([record for record in history if "eval_loss" not in record], tmp_path / "one.png")
 
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "both.png").stat().st_size > (tmp_path / "one.png").stat().st_size
+
+
+def test_the_held_out_curve_begins_with_the_base_model() -> None:
+    history = [{"step": 1, "loss": 7.0}, {"step": 20, "eval_loss": 3.8}, {"step": 40, "eval_loss": 5.7}]
+
+    assert loss_curves(history, base_loss=6.9) == {
+        TRAINING_CURVE: [(1, 7.0)],
+        HELD_OUT_CURVE: [(0, 6.9), (20, 3.8), (40, 5.7)],
+    }
+    assert not loss_curves(history[:1], base_loss=6.9)[HELD_OUT_CURVE]
 
 
 def test_an_epoch_is_evaluated_at_its_end_and_the_last_step_once(
