@@ -12,9 +12,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
-from datasets import Dataset
-from torch.utils.data import BatchSampler
 
 from runner.errors import TrainingError
 from runner.event_lines import parse_event
@@ -38,7 +35,6 @@ from runner.training.loading.failures import classify
 from runner.training.loading.protected_load import protected_load
 from runner.training.loop.callbacks import Progress, StopAtStep
 from runner.training.loop.checkpoints import Checkpoint, complete_checkpoints
-from runner.training.loop.equal_shares import EqualShares, fill_up
 from runner.training.loop.lora import add_lora
 from runner.training.loop.trainer import build_trainer
 from runner.training.preflight import count_steps
@@ -327,39 +323,6 @@ def test_two_unquantized_processes_stopped_and_resumed_have_the_losses_of_one(
     assert together == pytest.approx(alone, rel=1e-4)
 
 
-@pytest.mark.parametrize(("rows", "batch"), [(20, 3), (12, 3), (5, 4), (1, 2)])
-@pytest.mark.parametrize("epoch", [0, 3])
-def test_shares_hold_every_row_once_in_the_order_of_one_process(rows: int, batch: int, epoch: int) -> None:
-    filled = -(-rows // (2 * batch)) * 2 * batch
-    alone = SeedableRandomSampler(range(rows), data_seed=42)
-    alone.set_epoch(epoch)
-
-    shares = [
-        list(
-            BatchSamplerShard(
-                BatchSampler(EqualShares(rows, filled - rows, seed=42, epoch=lambda: epoch), batch, drop_last=False),
-                num_processes=2,
-                process_index=rank,
-            )
-        )
-        for rank in (0, 1)
-    ]
-
-    assert len(shares[0]) == len(shares[1]) == filled // (2 * batch)
-    dealt = [row for pair in zip(*shares, strict=True) for share in pair for row in share]
-    assert dealt == [*alone, *range(rows, filled)]
-
-
-def test_filling_up_appends_rows_without_loss() -> None:
-    rows = Dataset.from_dict({"input_ids": [[7, 8], [9]], "labels": [[-100, 8], [9]], "seq_lengths": [[1, 1], [1]]})
-
-    filled = fill_up(rows, 6)
-
-    assert filled[:2] == rows[:]
-    assert filled[2:] == {"input_ids": [[7]] * 4, "labels": [[-100]] * 4, "seq_lengths": [[1]] * 4}
-    assert fill_up(rows, 2) is rows
-
-
 def test_a_host_with_too_few_gpus_is_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
@@ -387,3 +350,17 @@ def test_one_process_agrees_with_itself() -> None:
     assert ranks.gather("mine") == ["mine"]
     with pytest.raises(KeyError), ranks.together(classify):
         raise KeyError
+
+
+def test_a_rank_that_gets_no_rows_of_its_own_does_not_end_a_run_of_few_rows(
+    two_of: Callable[..., RunSpec],
+    start_child: StartChild,
+    losses_of_one: Callable[..., list[float]],
+    tmp_path: Path,
+) -> None:
+    whole = {"ladder": ("none",), "max_steps": 4, "per_device_train_batch_size": 20}
+
+    run = follow(start_child(two_of(gpus=2, **whole), tmp_path / "attempt-1"), tmp_path / "attempt-1", {})
+
+    assert run.status == 0, run.log
+    assert run.losses() == pytest.approx(losses_of_one(4, **whole), rel=1e-5)

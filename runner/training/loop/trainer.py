@@ -116,10 +116,13 @@ class AdapterTrainer(SFTTrainer):
         loss, self._step_loss = self._step_loss, None
         if loss is not None:  # it is None at the end of an epoch, whose last step has been looked at
             due = self.control.should_log or self.control.should_save
+            if ranks.count() > 1:
+                # One rank may have no row with loss in a step; what all have together is the step's loss.
+                loss = self.accelerator.reduce(loss, reduction="mean")
             self.watchdog.look(self.state.global_step, loss, grad_norm, fp16=bool(self.args.fp16), wait=due)
             if self.watchdog.finding is not None:
                 if ranks.count() > 1:
-                    # The other ranks have seen another loss; a failure ends them all, a stop would leave them waiting.
+                    # The others may look at this step later; a failure ends them all, a stop would leave them waiting.
                     raise self.watchdog.finding
                 self.control.should_log = self.control.should_save = self.control.should_training_stop = True
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *arguments, **options)

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from runner.errors import TrainingError
 from runner.hyperparameters import Training
+from runner.training import ranks
 
 ZERO_STEPS = 3
 """So many steps in a row without loss or gradient end a run that had some; without any before, the first one does."""
@@ -46,9 +47,8 @@ class Watchdog(TrainerCallback):
 
     def __init__(self, training: Training) -> None:
         self._max_rise = training.max_loss_rise
-        self._first_steps = math.ceil(
-            FIRST_ROWS / (training.per_device_train_batch_size * training.gradient_accumulation_steps)
-        )
+        rows_a_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * ranks.count()
+        self._first_steps = math.ceil(FIRST_ROWS / rows_a_step)
         self._pending: deque[_Pending] = deque()
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._lowest = math.inf
