@@ -15,7 +15,7 @@ from runner.hyperparameters import Quantization
 from runner.reports import Rung
 from runner.training.loading.quantized import EffectiveRungError
 
-_DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
+DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 """Formats that transformers turns back into floating point while it loads, where the class named here can ask for it.
 Unasked, it computes with them as they are on a GPU that can, and such weights pass no gradient on."""
 
@@ -79,7 +79,7 @@ def refuse_foreign_format(config: PretrainedConfig, name: str) -> None:
 def _dequantizing(config: PretrainedConfig) -> QuantizationConfigMixin | None:
     """What makes transformers turn files of another library's format into floating point, None where nothing does."""
     values = stored_values(config) or {}
-    kind: Any = getattr(transformers, _DEQUANTIZED.get(str(values.get("quant_method")), ""), None)
+    kind: Any = getattr(transformers, DEQUANTIZED.get(str(values.get("quant_method")), ""), None)
     # 4.57 reads FP8 files, but only as they are.
     if kind is None or "dequantize" not in signature(kind.__init__).parameters:
         return None

@@ -1,4 +1,4 @@
-"""The README of an adapter's folder: what it is, from what, how well, how to load it. Pure."""
+"""The README of an adapter's folder: what it is, from what, how well; how to load it is `recipe`'s. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from runner.events import AdapterVerified, DataMixed, Evaluated, VersionsReported
 from runner.main_settings import main_settings
 from runner.reports import RUNG_WORDS, LoadReceipt, Resolved, RunSummary
-from runner.spec import Evaluation, ProjectSpec, RunSpec
+from runner.spec import ProjectSpec, RunSpec
 from runner.training.data.mix import Mix
+from runner.training.outcome.recipe import render_recipe
 
 _GB = 1_000_000_000
 _ORIGINS = {"project": "project file", "override": "override at the start", "host": "this host"}
@@ -64,7 +65,7 @@ def render_card(outcome: Outcome) -> str:
         _samples(outcome.before, outcome.after, outcome.mix.event.seen_prompts or ()),
         _settings(outcome.settings),
         _making(outcome),
-        _usage(project, receipt, as_chat=outcome.mix.as_chat),
+        render_recipe(project, receipt, as_chat=outcome.mix.as_chat),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -274,76 +275,3 @@ def _making(outcome: Outcome) -> str:
         "`manifest.json` holds all of it, with the fingerprints of the data: `python -m runner replay` on this folder "
         "trains it once more.\n"
     )
-
-
-def _usage(project: ProjectSpec, receipt: LoadReceipt, *, as_chat: bool) -> str:
-    options = [json.dumps(project.base_model), f"dtype={json.dumps(receipt.compute_dtype)}"]
-    imports, quantization = "AutoModelForCausalLM, AutoTokenizer", ""
-    if receipt.rung != "none":
-        imports += ", BitsAndBytesConfig"
-        settings = ["load_in_8bit=True", f"llm_int8_threshold={project.quantization.llm_int8_threshold}"]
-        if receipt.rung == "4bit":
-            settings = [
-                "load_in_4bit=True",
-                f"bnb_4bit_quant_type={json.dumps(project.quantization.bnb_4bit_quant_type)}",
-                f"bnb_4bit_use_double_quant={project.quantization.bnb_4bit_use_double_quant}",
-                f"bnb_4bit_compute_dtype={json.dumps(receipt.compute_dtype)}",
-            ]
-        quantization = "quantization = BitsAndBytesConfig(\n" + "".join(f"    {one},\n" for one in settings) + ")\n"
-        options.append("quantization_config=quantization")
-    values = ""
-    if receipt.config_left_out:
-        imports += f", {receipt.config_class}"
-        options.insert(1, f"config={receipt.config_class}.from_dict(values)")
-        at = f", revision={json.dumps(project.revision)}" if project.revision is not None else ""
-        values = (
-            f"# transformers cannot read this base model's config.json as it is: {', '.join(receipt.config_left_out)} "
-            "must be left out.\n"
-            f"values, _ = {receipt.config_class}.get_config_dict({json.dumps(project.base_model)}{at})\n"
-            + "".join(f"values.pop({json.dumps(key)}, None)\n" for key in receipt.config_left_out)
-        )
-    if project.revision is not None:
-        options.insert(1, f"revision={json.dumps(project.revision)}")
-    where = (
-        ""
-        if project.revision
-        else f"# {json.dumps(project.base_model)} is a folder under the models root of the host that trained it: give "
-        "its path.\n"
-    )
-    return f"""## Use
-
-As it was trained and verified:
-
-```python
-from peft import PeftModel
-from transformers import {imports}
-
-{values}{quantization}{where}base = AutoModelForCausalLM.from_pretrained({", ".join(options)})
-model = PeftModel.from_pretrained(base, "this/folder").eval()
-tokenizer = AutoTokenizer.from_pretrained("this/folder")
-```
-
-To ask it{" as a user" if as_chat else ""}, as it was trained:
-
-```python
-{_asking(project.evaluation, as_chat=as_chat)}```
-"""
-
-
-def _asking(evaluation: Evaluation, *, as_chat: bool) -> str:
-    prompt = json.dumps(evaluation.prompts[0] if evaluation.prompts else "…", ensure_ascii=False)
-    lines = [f"prompt = {prompt}"]
-    if as_chat:
-        turn = '[{"role": "user", "content": prompt}]'
-        lines += [
-            f"text = tokenizer.apply_chat_template({turn}, tokenize=False, add_generation_prompt=True)",
-            'inputs = tokenizer(text, add_special_tokens=False, return_token_type_ids=False, return_tensors="pt")',
-        ]
-    else:
-        lines.append('inputs = tokenizer(prompt, return_token_type_ids=False, return_tensors="pt")')
-    options = f"max_new_tokens={evaluation.max_new_tokens}, do_sample=False"
-    lines += [
-        f"answer = model.generate(**inputs.to(model.device), {options})",
-        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
-    ]
-    return "".join(f"{line}\n" for line in lines)

@@ -1,6 +1,7 @@
 """Base models whose files are quantized already: by bitsandbytes, or by another library."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +21,11 @@ from runner.hyperparameters import Quantization
 from runner.spec import RunSpec
 from runner.training.loading.base_model import BaseModel
 from runner.training.loading.model_config import load_model_config
-from runner.training.loading.protected_load import protected_load
+from runner.training.loading.protected_load import LoadedModel, protected_load
 from runner.training.loading.quantization_config import ask_for_rung
 from runner.training.loading.quantized import EffectiveRungError, measure_quantization
 from runner.training.loading.weight_estimate import estimate_weights
+from runner.training.outcome.recipe import render_recipe
 
 pytestmark = [
     pytest.mark.training,
@@ -168,8 +170,27 @@ def to_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (blocks / scales).reshape(weight.shape).to(torch.float8_e4m3fn), scales.reshape(rows, columns)
 
 
+def follow_recipe(spec: RunSpec, loaded: LoadedModel, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load the base model as the card says, beside its folder, and find what was trained on."""
+    recipe, _ = re.findall(
+        r"```python\n(.*?)```", render_recipe(spec.project, loaded.receipt, as_chat=False), re.DOTALL
+    )
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(root)
+    exec(recipe.partition("model = ")[0], names)  # noqa: S102  # our own card
+    settings, dtype = spec.project.quantization, getattr(torch, loaded.receipt.compute_dtype)
+    asked = ask_for_rung("none", load_model_config(loaded.source, None).config, settings, dtype)
+    assert asked is not None
+    assert names["quantization"].to_dict() == asked.to_dict()
+    held = dict(loaded.model.named_parameters())
+    for name, weight in names["base"].named_parameters():
+        assert torch.equal(weight, held[name])
+
+
 @pytest.mark.skipif(not UNPACKS_FP8, reason="transformers 4.57 cannot turn FP8 files into floating point")
-def test_fp8_files_are_turned_into_floating_point(make: Make, tiny_model: Path, tmp_path: Path) -> None:
+def test_fp8_files_are_turned_into_floating_point(
+    make: Make, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "models"
     shutil.copytree(tiny_model, root / "tiny")
     stored = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
@@ -190,6 +211,7 @@ def test_fp8_files_are_turned_into_floating_point(make: Make, tiny_model: Path, 
             assert str(weight.dtype) == f"torch.{loaded.receipt.compute_dtype}"
             # Three bits of mantissa.
             assert float((weight - plain[name]).abs().max()) <= float(plain[name].abs().max()) / 16
+        follow_recipe(make(), loaded, root, monkeypatch)
 
     error, _ = failing_load(make(quantization={"ladder": ["4bit"]}), root)
     assert isinstance(error, LadderError)
@@ -199,7 +221,9 @@ def test_fp8_files_are_turned_into_floating_point(make: Make, tiny_model: Path, 
 FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
-def test_mxfp4_files_are_turned_into_floating_point(make: Make, tiny_model: Path, tmp_path: Path) -> None:
+def test_mxfp4_files_are_turned_into_floating_point(
+    make: Make, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, experts, width = tmp_path / "models", 2, 64
     config = GptOssConfig(
         vocab_size=512,
@@ -236,3 +260,4 @@ def test_mxfp4_files_are_turned_into_floating_point(make: Make, tiny_model: Path
         for key, values in expected.items():
             weight: Any = loaded.model.get_parameter(key)
             assert torch.equal(weight.float(), values)
+        follow_recipe(make(base_model="oss"), loaded, root, monkeypatch)

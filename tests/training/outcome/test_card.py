@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from runner.events import Evaluated
 from runner.reports import Resolved, Sample
-from runner.spec import Evaluation
-from runner.training.outcome.card import _asking, _samples, _settings
+from runner.training.outcome.card import _samples, _settings
 
 
 def test_settings_that_somebody_decided_are_a_table_and_the_defaults_a_sentence() -> None:
@@ -29,19 +28,6 @@ def test_settings_that_somebody_decided_are_a_table_and_the_defaults_a_sentence(
         "| device | cpu | this host |",
         "",
         "At their defaults: lora\\_alpha 32, bias none.",
-    ]
-
-
-def test_an_adapter_trained_on_conversations_is_asked_as_a_user_through_its_template() -> None:
-    evaluation = Evaluation(prompts=('Say "hi"',))
-
-    assert _asking(evaluation, as_chat=True).splitlines()[:3] == [
-        'prompt = "Say \\"hi\\""',
-        (
-            'text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, '
-            "add_generation_prompt=True)"
-        ),
-        'inputs = tokenizer(text, add_special_tokens=False, return_token_type_ids=False, return_tensors="pt")',
     ]
 
 
