@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import TracebackType
 from typing import Self
 
@@ -29,14 +30,27 @@ from runner.events import (
     TrainingStarted,
     VersionsReported,
 )
+from runner.main_settings import main_settings
+from runner.spec import RunSpec
 from runner.versions import format_versions
 
 _MB = 1_000_000
 _MINUTE_S = 60
 
 
-def describe_event(event: ChildEvent) -> list[str]:  # noqa: C901, PLR0911, PLR0912 - one case an event
-    """Tell an event in lines of plain text; some need none. Pure."""
+def describe_settings(spec: RunSpec) -> str:
+    """Tell in one line what was asked for, and what of it somebody changed at the start. Pure."""
+    told = [f"{one.name} {one.value}{' (override)' if one.origin == 'override' else ''}" for one in main_settings(spec)]
+    return f"Settings: {', '.join(told)}"
+
+
+def describe_event(event: ChildEvent, seen: Collection[str] = ()) -> list[str]:  # noqa: C901, PLR0911, PLR0912 - one case an event
+    """Tell an event in lines of plain text; some need none. Pure.
+
+    Args:
+        event: Of a run.
+        seen: The run's prompts that a row trained on asks too.
+    """
     match event:
         case VersionsReported():
             return format_versions(event).splitlines()
@@ -66,7 +80,7 @@ def describe_event(event: ChildEvent) -> list[str]:  # noqa: C901, PLR0911, PLR0
         case CheckpointSaved():
             return [f"Checkpoint at step {event.step}"]
         case Evaluated():
-            return _answers(event)
+            return _answers(event, seen)
         case AdapterSaved():
             return [f"Adapter saved: {event.size_bytes / _MB:.1f} MB"]
         case AdapterVerified():
@@ -141,6 +155,7 @@ class TerminalStory:
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._seen: tuple[str, ...] = ()
 
     def show(self, event: ChildEvent) -> None:
         """Print an event, or move the bar."""
@@ -156,7 +171,9 @@ class TerminalStory:
         elif isinstance(event, PhaseStarted) and self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
-        for line in describe_event(event):
+        elif isinstance(event, DataMixed):
+            self._seen = event.seen_prompts or ()
+        for line in describe_event(event, self._seen):
             self.say(line)
 
     def say(self, line: str) -> None:
@@ -209,9 +226,11 @@ def _mix(event: DataMixed) -> list[str]:
     return [*lines, *(f"  ⚠️ {warning}" for warning in event.warnings)]
 
 
-def _answers(event: Evaluated) -> list[str]:
+def _answers(event: Evaluated, seen: Collection[str]) -> list[str]:
     lines = [f"Answers {event.when} training:"] if event.samples else []
-    lines += [f"  {sample.prompt!r} → {sample.completion!r}" for sample in event.samples]
+    for sample in event.samples:
+        mark = "  (prompt seen in training, so the answer may be remembered)" if sample.prompt in seen else ""
+        lines.append(f"  {sample.prompt!r} → {sample.completion!r}{mark if event.when == 'after' else ''}")
     lines += [
         f"Exact match {event.when} training: {match.dataset_name}: {match.correct} of {match.total}"
         f" ({100 * match.share:.0f} %)"

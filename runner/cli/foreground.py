@@ -15,7 +15,7 @@ from types import FrameType
 from rich.console import Console
 
 from runner.child import Child, RunEnd, Spawn, spawn_training
-from runner.console import TerminalStory
+from runner.console import TerminalStory, describe_settings
 from runner.errors import UnavailableError, UsageError
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.jobs import new_job_id
@@ -67,6 +67,7 @@ def run_in_foreground(
     if arguments.json:
         return _train(run_directory, spawn, lambda event: print(event.model_dump_json(), flush=True))
     with TerminalStory(Console(file=sys.stdout)) as story:
+        story.say(describe_settings(spec))
         end = _train(run_directory, spawn, story.show)
         story.say(_last_line(end, run_directory, words))
     return end

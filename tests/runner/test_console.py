@@ -203,3 +203,23 @@ def test_on_a_terminal_progress_is_a_bar() -> None:
     text = console.file.getvalue()
     assert "30/180" in text
     assert "tokens/s" not in text
+
+
+def test_an_answer_that_may_be_remembered_is_marked_after_training() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    samples = (Sample(prompt="2+3=", completion="5"), Sample(prompt="Hi", completion="Ho"))
+    mixed = DataMixed(shares=(), rows=1, longest_tokens=4, truncated_rows=0, seen_prompts=("2+3=",))
+    with TerminalStory(console) as story:
+        story.show(mixed)
+        story.show(Evaluated(when="before", samples=samples))
+        story.show(Evaluated(when="after", samples=samples))
+
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines()[-6:] == [
+        "Answers before training:",
+        "  '2+3=' → '5'",
+        "  'Hi' → 'Ho'",
+        "Answers after training:",
+        "  '2+3=' → '5'  (prompt seen in training, so the answer may be remembered)",
+        "  'Hi' → 'Ho'",
+    ]
