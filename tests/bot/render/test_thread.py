@@ -1,4 +1,4 @@
-"""The replies of a thread: the main ones whole, all of them within what a workspace accepts."""
+"""The replies of a thread, whole. Data, evaluation and limits have modules of their own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bot.render.message import PHONE_COLUMNS, Message, context, section
+from bot.render.message import Message, context, section
 from bot.render.thread import render_milestone
-from bot.story import Story, tell
-from bot.workspace.blocks import check_blocks
+from bot.story import Story
 from runner.event_lines import StoredEvent
 from runner.events import (
     AnyEvent,
@@ -18,15 +17,12 @@ from runner.events import (
     CheckpointSaved,
     ChildEvent,
     ConfigLoaded,
-    DataMixed,
-    Evaluated,
     JobCancelled,
     JobClaimed,
     JobFailed,
     JobQueued,
     JobRequeued,
     JobSucceeded,
-    LossEvaluated,
     MetricsLogged,
     ModelLoaded,
     PhaseStarted,
@@ -39,34 +35,11 @@ from runner.events import (
 )
 from runner.jobs import JobRecord
 from runner.pools import Freeze
-from runner.reports import BestStep, ExactMatch, FailedRung, Phase, Sample, ShareReport, TraitLoss, UnquantizedPart
-from runner.spec import RunSpec
+from runner.reports import BestStep, FailedRung, Phase, UnquantizedPart
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 CLAIMED = JobClaimed(worker="gpu-1:4711", host="gpu-1", device="cpu (2 threads)", attempt=1, at=AT)
 Render = Callable[[Iterable[AnyEvent]], list[Message]]
-
-
-@pytest.fixture
-def job(demo_spec: RunSpec) -> JobRecord:
-    return JobRecord(id="demo-k7x2q", spec=demo_spec, pool="cpu", submitted_by="U0ANN", submitted_at=AT)
-
-
-@pytest.fixture
-def render(job: JobRecord) -> Render:
-    """Every reply that a row of events makes."""
-
-    def render(events: Iterable[AnyEvent]) -> list[Message]:
-        story, messages = Story(job), []
-        for seq, event in enumerate(events, start=1):
-            stored = StoredEvent(seq=seq, attempt=1, event=event)
-            message = render_milestone(story, stored)
-            story = tell(story, stored)
-            if message is not None:
-                messages.append(message)
-        return messages
-
-    return render
 
 
 def _lines(message: Message) -> list[str]:
@@ -248,192 +221,6 @@ def test_what_escaped_quantization_is_warned_about(render: Render, good_run: tup
     assert "layers.*.&lt;experts&gt;" in warning
 
 
-def test_the_data_mix_tells_rows_used_of_rows_there(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
-    (message,) = render(_of(good_run, DataMixed))
-    rows = [[cell["text"] for cell in row] for row in message.blocks[1]["rows"]]
-    assert rows == [
-        ["Trait", "Dataset", "Rows used", "Trained tokens"],
-        ["arithmetic", "one-digit addition (1)", "80 of 100", "1,234 · 100 %"],
-    ]
-    assert _lines(message)[-1] == "80 rows · longest 23 tokens"
-
-
-def test_a_table_that_slack_would_not_take_whole_says_how_much_is_missing(
-    render: Render, good_run: tuple[ChildEvent, ...]
-) -> None:
-    (mixed,) = _of(good_run, DataMixed)
-    assert isinstance(mixed, DataMixed)
-    (message,) = render([mixed.model_copy(update={"shares": mixed.shares * 102})])
-    assert len(message.blocks[1]["rows"]) == 100
-    assert _lines(message)[-2:] == ["… and 4 more rows", "80 rows · longest 23 tokens"]
-
-
-def test_what_is_wrong_with_the_rows_is_told_below_them(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
-    (mixed,) = _of(good_run, DataMixed)
-    (message,) = render([mixed.model_copy(update={"warnings": ("3 rows of <a> are cut.", "1 row is left out.")})])
-    assert _lines(message)[-3:] == [
-        "80 rows · longest 23 tokens",
-        "⚠️ 3 rows of &lt;a&gt; are cut.",
-        "⚠️ 1 row is left out.",
-    ]
-
-
-def test_a_trait_of_several_datasets_is_added_up(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
-    (mixed,) = _of(good_run, DataMixed)
-    assert isinstance(mixed, DataMixed)
-    one = mixed.shares[0].model_copy(update={"held_out_rows": 4, "max_rows": 80, "total_tokens": 2468})
-    other = one.model_copy(update={"trait_type": "tone", "dataset_id": 2, "trained_tokens": 617})
-    (message,) = render([mixed.model_copy(update={"shares": (one, one, other), "rows": 240})])
-    rows = [[cell["text"] for cell in row] for row in message.blocks[1]["rows"]]
-    share = ["arithmetic", "one-digit addition (1)", "80 of 100, at most 80 · 4 held out", "1,234 · 40 %"]
-    assert rows[1:] == [
-        share,
-        share,
-        ["arithmetic", "together", "160 · 8 held out", "2,468 · 80 %"],
-        ["tone", "one-digit addition (2)", "80 of 100, at most 80 · 4 held out", "617 · 20 %"],
-    ]
-    assert _lines(message)[-1] == "240 rows · longest 23 tokens · 42 % of 7,404 tokens carry loss"
-
-
-def test_a_table_wider_than_a_phone_becomes_a_paragraph_a_row(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
-    (message,) = render(_of(good_run, DataMixed))
-    drawn = message.classic[1]["text"]["text"]
-    assert drawn.splitlines() == [
-        "```",
-        "arithmetic",
-        "  Dataset: one-digit addition (1)",
-        "  Rows used: 80 of 100",
-        "  Trained tokens: 1,234 · 100 %",
-        "```",
-    ]
-    assert drawn in message.text
-
-
-def test_what_was_seen_in_training_is_marked_among_the_sample_prompts(
-    render: Render, good_run: tuple[ChildEvent, ...]
-) -> None:
-    (mixed,) = _of(good_run, DataMixed)
-    (after,) = (event for event in _of(good_run, Evaluated) if isinstance(event, Evaluated) and event.when == "after")
-    samples = (Sample(prompt="2+3=", completion="5"), Sample(prompt="A word " * 9, completion="so " * 40))
-    after = after.model_copy(update={"samples": samples})
-    told, none, unknown = (
-        render([mixed.model_copy(update={"seen_prompts": seen}), after])[1] for seen in (("2+3=",), (), None)
-    )
-    assert [row[0]["text"] for row in told.blocks[1]["rows"]][1] == "† 2+3="
-    assert _lines(told)[-1] == "† Sample prompts: 1 of 2 seen in training, so their answers may be remembered"
-    assert _lines(none)[-1] == "Sample prompts: none seen in training"
-    assert "seen in training" not in unknown.text
-    drawn = told.classic[1]["text"]["text"]
-    assert max(map(len, drawn.splitlines())) <= PHONE_COLUMNS
-
-
-def test_answers_stand_side_by_side_with_those_of_the_base_model(
-    render: Render, good_run: tuple[ChildEvent, ...]
-) -> None:
-    before, after = render(_of(good_run, Evaluated))
-    assert before.text == "*Before training* · one-digit addition 1 of 55 right (2 %)"
-    assert _lines(after)[:2] == [
-        "*After training*",
-        "one-digit addition: 1 of 55 (2 %) → 55 of 55 right (100 %)",
-    ]
-    rows = [[cell["text"] for cell in row] for row in after.blocks[1]["rows"]]
-    assert rows == [["Prompt", "Before", "After"], ["2+3=", "x", "5"]]
-
-
-def test_held_out_losses_are_told_before_and_after_and_a_worse_trait_is_marked(
-    render: Render, good_run: tuple[ChildEvent, ...]
-) -> None:
-    better = TraitLoss(trait_type="sums", loss=7.04321, rows=1, tokens=4)
-    worse = TraitLoss(trait_type="<tone>", loss=2.0, rows=25, tokens=300)
-    after = Evaluated(
-        when="after",
-        held_out=(
-            better.model_copy(update={"loss": 1.5, "before": 7.04321}),
-            worse.model_copy(update={"loss": 2.5, "before": 2.0, "regressed": True}),
-        ),
-    )
-    end = good_run[-1]
-    assert isinstance(end, RunSucceeded)
-    done = JobSucceeded(summary=end.summary, adapter_path="/out/demo/adapter", at=AT)
-    first, second, last = render([Evaluated(when="before", held_out=(better, worse)), after, done])
-    assert first.text == "*Before training* · held-out loss of sums 7.043 · held-out loss of &lt;tone&gt; 2"
-    assert _lines(second) == [
-        "*After training*",
-        "held-out loss of sums: 7.043 → 1.5 on 1 row, 4 tokens",
-        "⚠️ held-out loss of &lt;tone&gt;: 2 → 2.5 on 25 rows, 300 tokens · worse than the base model",
-    ]
-    assert _lines(last)[2] == "⚠️ Worse than the base model on held-out rows: &lt;tone&gt;"
-
-
-def test_a_step_that_would_have_been_better_is_named_with_the_setting_that_takes_it(render: Render) -> None:
-    over = LossEvaluated(step=120, total_steps=120, loss=5.709, best_step=20, best_loss=3.796)
-    about_as_good = over.model_copy(update={"loss": 3.8})
-    (told,), (quiet,) = (render([measured, Evaluated(when="after")]) for measured in (over, about_as_good))
-    assert _lines(told)[1:] == [
-        (
-            "⚠️ Overfitted: the held-out loss was lowest at step 20, 3.796, and is 5.709 at the last. "
-            "`load_best_model_at_end=true` would take the adapter of that step."
-        )
-    ]
-    assert _lines(quiet) == ["*After training*"]
-
-
-def test_the_setting_that_takes_a_better_step_warns_of_traits_that_its_loss_says_nothing_of(render: Render) -> None:
-    sums = ShareReport(
-        trait_type="sums",
-        dataset_id=1,
-        dataset_name="additions",
-        percentage=100,
-        rows_available=100,
-        rows_used=100,
-        trained_tokens=100,
-    )
-    words = sums.model_copy(update={"trait_type": "words", "dataset_id": 2, "held_out_rows": 5})
-    mixed = DataMixed(shares=(sums, words), rows=200, longest_tokens=9, truncated_rows=0)
-    over = LossEvaluated(step=120, total_steps=120, loss=5.709, best_step=20, best_loss=3.796)
-    assert _lines(render([mixed, over, Evaluated(when="after")])[-1])[-1].endswith(
-        "would take the adapter of that step, which may know less of sums: nothing is held out there."
-    )
-
-
-def test_the_last_reply_says_that_the_adapter_is_overfitted_unless_that_of_the_best_step_was_taken(
-    render: Render, good_run: tuple[ChildEvent, ...]
-) -> None:
-    end = good_run[-1]
-    assert isinstance(end, RunSucceeded)
-    best = BestStep(step=20, loss=3.796, last_loss=5.709)
-    summaries = [end.summary.model_copy(update={"best": best, "adapter_step": step}) for step in (None, 20)]
-    told, quiet = (render([JobSucceeded(summary=one, adapter_path="/out", at=AT)])[0] for one in summaries)
-    assert _lines(told)[2] == ("⚠️ Overfitted: the held-out loss was lowest at step 20, 3.796, and is 5.709 at the last")
-    assert "Overfitted" not in quiet.text
-
-
-def test_a_table_of_answers_says_how_much_of_it_was_trained_on_and_which_trait_has_nothing_held_out(
-    render: Render,
-) -> None:
-    share = ShareReport(
-        trait_type="sums",
-        dataset_id=1,
-        dataset_name="additions",
-        percentage=50,
-        rows_available=100,
-        rows_used=50,
-        trained_tokens=100,
-    )
-    words = share.model_copy(update={"trait_type": "words", "dataset_id": 2, "held_out_rows": 5})
-    mixed = DataMixed(shares=(share, words), rows=100, longest_tokens=9, truncated_rows=0)
-    after = Evaluated(
-        when="after",
-        exact_match=(ExactMatch(dataset_id=1, dataset_name="additions", correct=90, total=100),),
-        held_out=(TraitLoss(trait_type="words", loss=1.5, before=7, rows=5, tokens=20),),
-    )
-    assert _lines(render([mixed, after])[1])[1:] == [
-        "additions: 90 of 100 right (90 %) · 50 % trained on",
-        "held-out loss of words: 7 → 1.5 on 5 rows, 20 tokens",
-        "No rows held out of sums",
-    ]
-
-
 def test_what_only_moves_the_plan_makes_no_reply(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
     quiet = _of(good_run, PhaseStarted, CheckpointSaved, MetricsLogged, RunSucceeded)
     assert quiet
@@ -525,74 +312,6 @@ def test_a_second_attempt_on_other_versions_tells_them(render: Render, good_run:
     other = report.model_copy(update={"device": "NVIDIA H100"})
     assert len(render([report, report])) == 1
     assert len(render([report, other])) == 2
-
-
-HOSTILE = "<!channel> & `x` *b* \n" * 400
-"""About 9,000 characters that would ping everybody."""
-
-
-@pytest.fixture
-def hostile_run(good_run: tuple[ChildEvent, ...]) -> list[AnyEvent]:
-    """Every kind of reply, with text from elsewhere as long and as bad as it gets."""
-    by_kind = {event.kind: event for event in good_run}
-    versions, mix = by_kind["versions_reported"], by_kind["data_mixed"]
-    assert isinstance(versions, VersionsReported)
-    assert isinstance(mix, DataMixed)
-    shares = tuple(
-        mix.shares[0].model_copy(update={"trait_type": HOSTILE, "dataset_name": HOSTILE, "dataset_id": number})
-        for number in range(150)
-    )
-    losses = tuple(
-        TraitLoss(trait_type=f"{number} {HOSTILE}", loss=2.0, rows=3, tokens=9, before=1.0, regressed=True)
-        for number in range(20)
-    )
-    samples = tuple(Sample(prompt=f"{number} {HOSTILE}", completion=HOSTILE) for number in range(20))
-    hostile_defect = versions.defects[0].model_copy(
-        update={"affected": HOSTILE, "cause": HOSTILE, "remedy": HOSTILE, "severity": "cannot-work"}
-    )
-    return [
-        JobQueued(position=1, pool=HOSTILE),
-        JobClaimed(worker=HOSTILE, host=HOSTILE, device=HOSTILE[:500], attempt=2),
-        versions.model_copy(update={"device": HOSTILE, "defects": (hostile_defect, hostile_defect)}),
-        by_kind["tokenizer_loaded"].model_copy(update={"workaround": HOSTILE, "pad_token": HOSTILE}),
-        by_kind["config_loaded"].model_copy(update={"architecture": HOSTILE, "revision": HOSTILE}),
-        RungFailed(failed=FailedRung(rung="4bit", error_class="X", reason=HOSTILE), next_rung="8bit"),
-        by_kind["model_loaded"],
-        mix.model_copy(update={"shares": shares, "warnings": (HOSTILE,) * 20}),
-        Evaluated(when="before", samples=samples),
-        TrainingStarted(total_steps=10, trainable_parameters=3),
-        Evaluated(when="after", samples=samples, held_out=losses),
-        by_kind["adapter_verified"],
-        JobRequeued(reason="host-lost", host=HOSTILE),
-        JobFailed(code=HOSTILE, message=HOSTILE, hint=HOSTILE),
-        JobCancelled(by=HOSTILE, step=3, checkpoint=HOSTILE),
-    ]
-
-
-def test_text_from_elsewhere_pings_nobody_and_stays_within_the_limits(
-    render: Render, hostile_run: list[AnyEvent]
-) -> None:
-    messages = render(hostile_run)
-    assert len(hostile_run) - 2 == len(messages)  # the tokenizer and a baseline without scores make none
-    for message in messages:
-        assert "<!" not in message.text
-        assert 0 < len(message.text) <= 4000
-        check_blocks(list(message.blocks))
-        check_blocks(list(message.classic or message.blocks))
-        assert "<!" not in str([block for block in message.blocks if block["type"] != "table"])
-        assert "<!" not in str(message.classic)
-
-
-def test_a_long_error_keeps_its_end(render: Render) -> None:
-    (message,) = render([JobFailed(code="training", message="start " + "x" * 5000 + " the cause")])
-    assert message.text.endswith(" the cause")
-    assert "start" not in message.text
-
-
-def test_every_reply_of_a_good_run_is_accepted(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
-    for message in render([JobQueued(position=1, pool="cpu"), CLAIMED, *good_run]):
-        check_blocks(list(message.blocks))
-        check_blocks(list(message.classic or message.blocks), refused=("table", "plan"))
 
 
 def test_a_halved_batch_is_told(render: Render, good_run: tuple[ChildEvent, ...]) -> None:
