@@ -1,4 +1,7 @@
-"""Scripted children: small Python files that stand where the training would, and speak its protocol."""
+"""Scripted children, and a projects folder.
+
+A scripted child is a small Python file that stands where the training would, and speaks its protocol.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
 
 from runner.child import EVENTS_FD, Child, Spawn
+from runner.errors import SpecError
+from runner.projects import load_project
 
 PROLOGUE = '''
 import json, os, signal, subprocess, sys, time
@@ -138,3 +143,62 @@ def pretend_installed() -> Callable[[Path, str, str], None]:
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
     return pretend
+
+
+CATALOG = """\
+[1]
+name = "sums"
+path = "data/sums.jsonl"
+
+[2]
+name = "chats"
+path = "data/chats.jsonl"
+"""
+PROJECT = """\
+name = "good"
+base_model = "tiny"
+output_directory = "good"
+
+[[traits]]
+trait_type = "sums"
+[[traits.datasets]]
+dataset_id = 1
+percentage = 50
+
+[training]
+max_steps = 5
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A projects folder with one good project."""
+    root = tmp_path / "projects"
+    (root / "data").mkdir(parents=True)
+    (root / "datasets.toml").write_text(CATALOG)
+    (root / "good.toml").write_text(PROJECT)
+    (root / "data" / "sums.jsonl").write_text('{"prompt": "1 + 1?", "completion": "2"}\n')
+    (root / "data" / "chats.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
+    )
+    return root
+
+
+Problems = Callable[..., list[str]]
+
+
+@pytest.fixture
+def problems(folder: Path) -> Problems:
+    """The problems of the project, after replacing each left text of it by the right one."""
+
+    def problems(*changes: tuple[str, str], overrides: Mapping[str, str] | None = None) -> list[str]:
+        text = PROJECT
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (folder / "good.toml").write_text(text)
+        with pytest.raises(SpecError) as caught:
+            load_project(folder, "good", overrides)
+        return [str(problem) for problem in caught.value.problems]
+
+    return problems
