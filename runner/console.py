@@ -191,6 +191,10 @@ class TerminalStory:
         self._progress.stop()
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def _rung_failed(event: RungFailed) -> list[str]:
     failed = event.failed
     known = f" ({failed.failure_class}): {failed.meaning}" if failed.failure_class != "unknown" else ""
@@ -201,8 +205,10 @@ def _receipt(event: ModelLoaded) -> list[str]:
     receipt = event.receipt
     held = f"{receipt.model_bytes / _MB:.1f} MB, {receipt.compute_dtype} on {receipt.device}, {receipt.load_s:.1f} s"
     each = f", in each of {receipt.processes} processes" if receipt.processes > 1 else ""
-    share = f"{receipt.quantized_share:.0%} of the parameters"
+    share = f"{100 * receipt.quantized_share:.0f} % of the parameters"
     counted = f"{receipt.quantized_modules} of {receipt.linear_modules} linear modules quantized, {share}"
+    if receipt.rung == "none":
+        counted = f"{_count(receipt.linear_modules, 'linear module')}, none quantized"
     lines = [f"  {counted}, {held}{each}"]
     if receipt.load_peak_bytes is not None and receipt.steady_bytes is not None:
         peak, steady = receipt.load_peak_bytes / _MB, receipt.steady_bytes / _MB
@@ -241,6 +247,6 @@ def _answers(event: Evaluated, seen: Collection[str]) -> list[str]:
         earlier = f"{one.before:.4g} → " if one.before is not None else ""
         lines.append(
             f"{mark}Held-out loss {event.when} training: {one.trait_type}: {earlier}{one.loss:.4g}"
-            f" ({one.rows} rows, {one.tokens} tokens){', worse than the base model' if one.regressed else ''}"
+            f" ({_count(one.rows, 'row')}, {_count(one.tokens, 'token')}){f', {one.verdict}' if one.verdict else ''}"
         )
     return lines

@@ -328,6 +328,14 @@ class TraitLoss(Record):
         """How far the loss may differ by chance, as a share of it: 10 % for one row, 1 % for a hundred."""
         return float(0.1 / self.rows**0.5)
 
+    @property
+    def verdict(self) -> str | None:
+        """How it compares with the base model, None where it is plainly better and where there is no comparison."""
+        if self.regressed:
+            return "worse than the base model"
+        unclear = self.before is not None and self.loss > self.before * (1 - self.noise)
+        return "no clear change" if unclear else None
+
 
 class BestStep(Record):
     """Where the loss on held-out rows was lowest while training went on."""

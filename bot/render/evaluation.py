@@ -84,4 +84,5 @@ def _held_out(one: TraitLoss) -> str:
     earlier = f"{figure(one.before)} → " if one.before is not None else ""
     on = f"{count(one.rows, 'row')}, {count(one.tokens, 'token')}"
     told = f"held-out loss of {trait_name(one)}: {earlier}{figure(one.loss)} on {on}"
-    return f"⚠️ {told} · worse than the base model" if one.regressed else told
+    mark = "⚠️ " if one.regressed else ""
+    return f"{mark}{told}{f' · {one.verdict}' if one.verdict else ''}"

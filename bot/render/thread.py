@@ -310,11 +310,14 @@ def _share(share: ShareReport, tokens: int) -> tuple[str, ...]:
 
 
 def _verified(event: AdapterVerified) -> Message:
-    trained, base = figure(event.max_difference), figure(event.base_difference)
+    base = figure(event.base_difference)
+    differ = f"differ from the trained model's by at most {figure(event.max_difference)}"
+    if not event.max_difference:
+        differ = "are exactly the trained model's"
     return compose(
         [
             f"*Adapter verified* in a fresh process · {duration(event.duration_s)}",
-            f"Logits differ from the trained model's by at most {trained}, from the base model's by {base}",
+            f"Its logits {differ}; they differ from the base model's by {base}",
         ]
     )
 

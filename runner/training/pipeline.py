@@ -188,6 +188,7 @@ def train(
         after=trained.after,
         verified=verified,
         summary=summary,
+        run=f"{run_dir.absolute().parent.name}/{run_dir.name}",
         git_revision=revision,
         base_fingerprint=trained.base_fingerprint,
         settings=resolve_settings(

@@ -82,7 +82,7 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
             ModelLoaded(receipt=RECEIPT),
             [
                 "✅ Model loaded with 8-bit quantization, config protected",
-                "  28 of 29 linear modules quantized, 75% of the parameters, 2.4 MB, bfloat16 on cpu, 1.2 s",
+                "  28 of 29 linear modules quantized, 75 % of the parameters, 2.4 MB, bfloat16 on cpu, 1.2 s",
                 "  loading took 21.5 MB of memory at its peak, 14.3 MB of it are kept",
                 "  the base model's files are stored quantized: bitsandbytes, 8-bit",
                 f"⚠️ {RECEIPT.warning}",
@@ -93,7 +93,7 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
             [
                 "✅ Model loaded with 8-bit quantization, config protected",
                 (
-                    "  28 of 29 linear modules quantized, 75% of the parameters, 2.4 MB, bfloat16 on cpu, 1.2 s, "
+                    "  28 of 29 linear modules quantized, 75 % of the parameters, 2.4 MB, bfloat16 on cpu, 1.2 s, "
                     "in each of 2 processes"
                 ),
             ],

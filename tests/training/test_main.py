@@ -95,11 +95,16 @@ def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any,
     assert "trained with 4-bit quantization (28 of 29 linear modules and" in card
     assert "| rows 1 | 0 % | " in card
     assert "| 80 % of them |" in card
-    assert "its logits differ from the trained model's by 0 at most" in card
+    assert "its logits are exactly the trained model's" in card
     assert "Not quantized: embeddings (131,072 parameters), output layer (131,072 parameters)" in card
     assert f"6 steps of 6 rows; {finished_child.events[-1].summary.trainable_parameters:,} parameters trained." in card
     assert "| device | cpu | this host |" in card or "| device | cuda:0 | this host |" in card
     assert "base model | tiny, files with fingerprint " in card
+    job_and_attempt = "/".join(finished_child.run_dir.parts[-2:])
+    assert manifest["run"] == job_and_attempt
+    assert f"| run | {job_and_attempt} |".replace("_", "\\_") in card
+    (entry,) = RunSpec.model_validate(manifest["spec"]).datasets.values()
+    assert f"| trait 1 | {entry.name} ({entry.source}) |".replace("_", "\\_") in card
 
 
 def test_the_receipt_states_what_was_asked_and_reached_in_numbers(finished_child: Any) -> None:

@@ -74,6 +74,9 @@ def test_a_model_that_a_rung_does_not_bear_trains_on_a_lower_one_to_a_verified_a
     for one, sentence in zip(receipt["failed"], said, strict=True):
         assert one["error_class"] == "RuntimeError"
         assert one["reason"] in sentence
+    card = (Path(end.adapter_path) / "README.md").read_text(encoding="utf-8")
+    assert card.count("4-bit quantization failed with RuntimeError: ") == 1
+    assert ("linear modules" in card) == (rung != "none")
 
 
 def write_large_llama(folder: Path) -> None:

@@ -123,7 +123,10 @@ def _held_out(share: ShareReport, max_length: int) -> list[str]:
 
 
 def _of(rows: int, drawn: int) -> str:
-    return f"{rows:,} of {_rows(drawn)} ({100 * rows / drawn:.2g} %)"
+    share = 100 * rows / drawn
+    if rows < drawn:
+        share = min(share, 99)  # a hundred per cent means all
+    return f"{rows:,} of {_rows(drawn)} ({share:.{'0f' if share >= 10 else '2g'}} %)"  # noqa: PLR2004 - above, no fractions
 
 
 def _rows(rows: int) -> str:

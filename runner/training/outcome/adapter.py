@@ -95,6 +95,7 @@ def _manifest(outcome: Outcome, folder: Path) -> dict[str, Any]:
     spec = outcome.spec
     return {
         "created_at": datetime.now(UTC).isoformat(),
+        "run": outcome.run,
         "base_model": spec.project.base_model,
         "revision": spec.project.revision,
         "base_fingerprint": outcome.base_fingerprint,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from runner.events import AdapterVerified, DataMixed, Evaluated, VersionsReported
 from runner.main_settings import main_settings
 from runner.reports import RUNG_WORDS, LoadReceipt, Resolved, RunSummary
-from runner.spec import ProjectSpec, RunSpec
+from runner.spec import DatasetEntry, ProjectSpec, RunSpec
 from runner.training.data.mix import Mix
 from runner.training.outcome.recipe import render_recipe
 
+EXACTLY = "are exactly the trained model's"
 _GB = 1_000_000_000
 _ORIGINS = {"project": "project file", "override": "override at the start", "host": "this host"}
 
@@ -29,6 +30,8 @@ class Outcome:
     after: Evaluated
     verified: AdapterVerified
     summary: RunSummary
+    run: str
+    """Job and attempt, as the folders on the host are called: `demo-kfmsw/attempt-1`."""
     git_revision: str | None
     """Commit of the projects folder, None where it is under no version control."""
     base_fingerprint: str | None
@@ -44,10 +47,8 @@ def render_card(outcome: Outcome) -> str:
     not_held_out = [one.trait_type for one in outcome.mix.event.traits if one.trait_type not in measured]
     by = f", by {receipt.processes} processes" if receipt.processes > 1 else ""
     made = (
-        f"A LoRA adapter for `{project.base_model}`, trained with {RUNG_WORDS[receipt.rung]} "
-        f"({receipt.quantized_modules} of {receipt.linear_modules} linear modules and "
-        f"{receipt.quantized_share:.0%} of the parameters quantized, computing in {receipt.compute_dtype}{by})."
-        f"{_kept(receipt)}"
+        f"A LoRA adapter for `{project.base_model}`, trained with {RUNG_WORDS[receipt.rung]} ({_quantized(receipt)}"
+        f"computing in {receipt.compute_dtype}{by}).{_kept(receipt)}"
     )
     parts = [
         _front_matter(project.base_model),
@@ -59,7 +60,7 @@ def render_card(outcome: Outcome) -> str:
         f"{_training(project, receipt, summary, not_held_out)}\n",
         "![Loss by optimizer step](loss.png)\n",
         _verified(outcome.verified),
-        _data(outcome.mix.event),
+        _data(outcome.mix.event, outcome.spec.datasets),
         _held_out(outcome.after, not_held_out),
         _exact_match(outcome.before, outcome.after, outcome.mix.event),
         _samples(outcome.before, outcome.after, outcome.mix.event.seen_prompts or ()),
@@ -68,6 +69,15 @@ def render_card(outcome: Outcome) -> str:
         render_recipe(project, receipt, as_chat=outcome.mix.as_chat),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _quantized(receipt: LoadReceipt) -> str:
+    if receipt.rung == "none":
+        return ""
+    return (
+        f"{receipt.quantized_modules} of {receipt.linear_modules} linear modules and "
+        f"{100 * receipt.quantized_share:.0f} % of the parameters quantized, "
+    )
 
 
 def _kept(receipt: LoadReceipt) -> str:
@@ -119,12 +129,12 @@ def _cell(text: str) -> str:
     return " ".join(text.split())
 
 
-def _data(mixed: DataMixed) -> str:
+def _data(mixed: DataMixed, datasets: Mapping[int, DatasetEntry]) -> str:
     total = sum(share.trained_tokens for share in mixed.shares)
     rows = (
         (
             share.trait_type,
-            share.dataset_name,
+            f"{share.dataset_name} ({_source(datasets[share.dataset_id])})",
             f"{share.percentage:g} %" + (f", at most {share.max_rows}" if share.max_rows is not None else ""),
             f"{share.rows_used} of {share.rows_available}",
             str(share.held_out_rows),
@@ -139,10 +149,15 @@ def _data(mixed: DataMixed) -> str:
     return f"## Data\n\n{table}{told}" + (f"\n{warnings}" if warnings else "")
 
 
+def _source(dataset: DatasetEntry) -> str:
+    return f"{dataset.source} at commit {dataset.revision}" if dataset.revision else dataset.source
+
+
 def _verified(verified: AdapterVerified) -> str:
+    differ = f"differ from the trained model's by {verified.max_difference:.3g} at most"
     return (
-        f"Verified on {verified.at:%Y-%m-%d}: a fresh process loaded it onto the base model, and its logits differ "
-        f"from the trained model's by {verified.max_difference:.3g} at most. The base model's alone differ by "
+        f"Verified on {verified.at:%Y-%m-%d}: a fresh process loaded it onto the base model, and its logits "
+        f"{differ if verified.max_difference else EXACTLY}. The base model's alone differ by "
         f"{verified.base_difference:.3g}.\n"
     )
 
@@ -189,7 +204,7 @@ def _held_out(after: Evaluated, left_out: Sequence[str]) -> str:
             str(one.tokens),
             "" if one.before is None else f"{one.before:.4g}",
             f"{one.loss:.4g}",
-            "⚠️ worse than the base" if one.regressed else "",
+            f"{'⚠️ ' if one.regressed else ''}{one.verdict or ''}",
         )
         for one in after.held_out
     )
@@ -259,15 +274,16 @@ def _making(outcome: Outcome) -> str:
         f"{summary.train_s:.0f} s of training; {summary.duration_s:.0f} s from the attempt's start to the verified "
         "adapter (the thread counts from the claim to the published adapter)"
     )
-    rows = [("base model", f"{project.base_model}, {base}"), ("device", versions.device), ("time", took)]
+    rows = [
+        ("run", outcome.run),
+        ("base model", f"{project.base_model}, {base}"),
+        ("device", versions.device),
+        ("time", took),
+    ]
     if summary.peak_bytes is not None:
         rows.append(("memory", f"{summary.peak_bytes / _GB:.2f} GB at most"))
     installed = [f"{package.name} {package.installed}" for package in versions.packages if package.installed]
     rows.append(("libraries", f"{', '.join(installed)}, Python {versions.python}"))
-    rows += [
-        (f"{RUNG_WORDS[failed.rung]} failed", f"{failed.error_class}: {failed.reason}")
-        for failed in outcome.receipt.failed
-    ]
     if outcome.git_revision is not None:
         rows.append(("projects at git revision", outcome.git_revision))
     return (

@@ -85,6 +85,12 @@ def test_held_out_losses_are_told_before_and_after_and_a_worse_trait_is_marked(
     assert _lines(last)[2] == "⚠️ Worse than the base model on held-out rows: &lt;tone&gt;"
 
 
+def test_a_held_out_loss_that_moved_less_than_chance_may_is_no_clear_change(render: Render) -> None:
+    loss = TraitLoss(trait_type="sums", loss=6.208, before=6.209, rows=1, tokens=3)
+    (told,) = render([Evaluated(when="after", held_out=(loss,))])
+    assert _lines(told)[-1] == "held-out loss of sums: 6.209 → 6.208 on 1 row, 3 tokens · no clear change"
+
+
 def test_a_step_that_would_have_been_better_is_named_with_the_setting_that_takes_it(render: Render) -> None:
     over = LossEvaluated(step=120, total_steps=120, loss=5.709, best_step=20, best_loss=3.796)
     about_as_good = over.model_copy(update={"loss": 3.8})

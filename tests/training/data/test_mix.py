@@ -79,6 +79,14 @@ def test_rows_are_cut_at_max_length_and_counted(tokenizer: Any, make_spec: MakeS
     )
 
 
+def test_the_share_of_all_rows_is_a_hundred_per_cent(tokenizer: Any, make_spec: MakeSpec, tmp_path: Path) -> None:
+    rows = [{"text": f"Thank you, that is all {number}. " * 20} for number in range(3)]
+
+    [warning] = mix_data(make_spec(tmp_path, rows, training={"max_length": 16}), tokenizer, tmp_path).event.warnings
+
+    assert warning.startswith("rows 1: 3 of 3 rows (100 %) cut")
+
+
 def test_rows_that_lose_their_whole_answer_are_dropped_and_counted(
     tokenizer: Any, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
