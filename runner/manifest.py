@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from runner.device import describe_device
 from runner.errors import UsageError
-from runner.provenance import fingerprint_base_model, fingerprint_data, git_revision
+from runner.provenance import DIRTY, fingerprint_base_model, fingerprint_data, git_revision
 from runner.reports import Rung, RunSummary
 from runner.settings import RunnerSettings
 from runner.spec import RunSpec
@@ -164,7 +164,7 @@ def find_differences(manifest: Manifest, settings: RunnerSettings) -> list[Diffe
         found.append(Difference("device", manifest.device, installed.device, grave=False))
     revision = git_revision(settings.projects_dir)
     if revision != manifest.git_revision:
-        then, now = (shown[:_SHOWN] if shown else "none" for shown in (manifest.git_revision, revision))
+        then, now = (_short(commit) if commit else "none" for commit in (manifest.git_revision, revision))
         found.append(Difference("git revision of the projects", then, now, grave=False))
     return found
 
@@ -201,6 +201,10 @@ def _base_differences(manifest: Manifest, models_root: Path) -> Iterator[Differe
         yield Difference(what, then[:_SHOWN], f"not in {models_root}", grave=True, missing=True)
     elif (now := fingerprint_base_model(folder)) != then:
         yield Difference(what, then[:_SHOWN], now[:_SHOWN], grave=True)
+
+
+def _short(commit: str) -> str:
+    return commit[:_SHOWN] + (DIRTY if commit.endswith(DIRTY) else "")
 
 
 def _kind_of(device: str) -> str:

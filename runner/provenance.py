@@ -9,6 +9,8 @@ from pathlib import Path
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _WEIGHTS = "*.safetensors"
+DIRTY = "-dirty"
+"""After a commit as `git describe --dirty` writes it."""
 _BLOCKS = 256
 _BLOCK_BYTES = 1 << 16
 """A weight file is read in this many pieces of this size: 16 MiB of each, and smaller files whole."""
@@ -72,9 +74,17 @@ def _sample(path: Path) -> str:
 
 
 def git_revision(folder: Path) -> str | None:
-    """Commit that `folder` is checked out at, None where there is no repository or no git."""
+    """Commit that `folder` is checked out at, None where there is no repository or no git.
+
+    It ends with `DIRTY` where a file of the folder is not as committed, because then the commit does not say all.
+    """
     git = shutil.which("git")
     if git is None:
         return None
-    answer = subprocess.run([git, "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    head, changed = (
+        subprocess.run([git, "-C", str(folder), *asked], capture_output=True, text=True, check=False)
+        for asked in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "."))
+    )
+    if head.returncode:
+        return None
+    return head.stdout.strip() + (DIRTY if changed.stdout else "")

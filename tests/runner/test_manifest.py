@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,30 @@ def test_other_libraries_another_device_and_another_revision_are_told_but_not_gr
     assert [one.what for one in found] == ["transformers", "python", "device", "git revision of the projects"]
     assert not any(one.grave for one in found)
     assert str(found[1]).startswith("python: 3.99.0 then, 3.")
+
+
+def test_changes_that_no_commit_holds_are_told_of_a_folder_and_of_no_other(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *words],
+            check=True,
+            capture_output=True,
+            text=True,  # noqa: S607 - whichever git there is
+        ).stdout.strip()
+
+    projects = tmp_path / "projects"
+    projects.mkdir()
+    (projects / "demo.toml").write_text("a")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+
+    (tmp_path / "elsewhere").write_text("new")
+    assert git_revision(projects) == commit
+    (projects / "demo.toml").write_text("b")
+    assert git_revision(projects) == f"{commit}-dirty"
 
 
 def test_the_number_of_threads_is_no_other_device(keep_adapter: Keep, settings: RunnerSettings, tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ class Watchdog(TrainerCallback):
 
     def __init__(self, training: Training) -> None:
         self._max_rise = training.max_loss_rise
+        self._lower = (
+            f"Lower training.learning_rate, which is {training.learning_rate:g}, or add training.warmup_steps."
+        )
         rows_a_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * ranks.count()
         self._first_steps = math.ceil(FIRST_ROWS / rows_a_step)
         self._pending: deque[_Pending] = deque()
@@ -103,7 +106,7 @@ class Watchdog(TrainerCallback):
             raise TrainingError(
                 f"The numbers blew up: at step {step} the loss is {loss} and the gradient norm {grad_norm}. "
                 f"{self._last_good()}",
-                hint="Lower training.learning_rate or add training.warmup_steps.",
+                hint=self._lower,
                 code="loss-not-finite",
             )
         self._judge_zeros(step, loss, grad_norm)
@@ -115,7 +118,10 @@ class Watchdog(TrainerCallback):
         if not any(self._zeros.values()):
             self._healthy_steps += 1
         had_one = self._healthy_steps > 0
-        for what, error in (("loss", _no_loss(step)), ("gradient", _no_gradient(step, had_one=had_one))):
+        for what, error in (
+            ("loss", _no_loss(step)),
+            ("gradient", _no_gradient(step, self._lower if had_one else None)),
+        ):
             if self._zeros[what] and not self._healthy_steps:
                 raise error
             if self._zeros[what] == ZERO_STEPS:
@@ -134,8 +140,8 @@ class Watchdog(TrainerCallback):
                 f"The loss runs away: over the {WINDOW} steps to step {step} it is {mean:.3g} on average, after "
                 f"{self._lowest:.3g} at its lowest. {self._last_good()}",
                 hint=(
-                    "Lower training.learning_rate or add training.warmup_steps. If such a rise is what you expect, "
-                    "raise training.max_loss_rise, or turn this watch off with 0."
+                    f"{self._lower} If such a rise is what you expect, raise training.max_loss_rise, or turn this "
+                    "watch off with 0."
                 ),
                 code="diverged",
             )
@@ -154,15 +160,11 @@ def _no_loss(step: int) -> TrainingError:
     )
 
 
-def _no_gradient(step: int, *, had_one: bool) -> TrainingError:
+def _no_gradient(step: int, lower: str | None) -> TrainingError:
     """An adapter that had a gradient was most likely thrown so far off that the model saturates."""
-    hint = (
-        "Lower training.learning_rate or add training.warmup_steps."
-        if had_one
-        else "Try lora.target_modules = 'all-linear'; a rows file without answers has the same effect."
-    )
+    hint = lower or "Try lora.target_modules = 'all-linear'; a rows file without answers has the same effect."
     return TrainingError(
-        f"No gradient reaches the adapter{' any more' if had_one else ''}: at step {step} the gradient norm is 0, so "
+        f"No gradient reaches the adapter{' any more' if lower else ''}: at step {step} the gradient norm is 0, so "
         "nothing is learned.",
         hint=hint,
         code="no-gradient",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from runner.events import AdapterVerified, DataMixed, Evaluated, VersionsReported
 from runner.main_settings import main_settings
+from runner.provenance import DIRTY
 from runner.reports import RUNG_WORDS, LoadReceipt, Resolved, RunSummary
 from runner.spec import DatasetEntry, ProjectSpec, RunSpec
 from runner.training.data.mix import Mix
@@ -285,7 +286,8 @@ def _making(outcome: Outcome) -> str:
     installed = [f"{package.name} {package.installed}" for package in versions.packages if package.installed]
     rows.append(("libraries", f"{', '.join(installed)}, Python {versions.python}"))
     if outcome.git_revision is not None:
-        rows.append(("projects at git revision", outcome.git_revision))
+        # A commit says nothing of what was changed since.
+        rows.append(("projects at git revision", outcome.git_revision.replace(DIRTY, ", with uncommitted changes")))
     return (
         f"## How it was made\n\n{_table(('', ''), rows)}\n"
         "`manifest.json` holds all of it, with the fingerprints of the data: `python -m runner replay` on this folder "

@@ -106,7 +106,7 @@ def test_a_rate_that_throws_the_adapter_off_is_named_when_no_gradient_is_left(
 
     assert error.code == "no-gradient"
     assert error.hint is not None
-    assert "Lower training.learning_rate" in error.hint
+    assert "Lower training.learning_rate, which is 1000," in error.hint
 
 
 class _BeSure(TrainerCallback):
