@@ -25,6 +25,7 @@ from runner.redaction import redact
 from runner.settings import load_settings
 from runner.spec import RunSpec
 from runner.training.launcher import BatchTooLargeError, RankStart, obey_launcher, rank_command, run_ranks
+from runner.training.native_libraries import choose_native_settings
 from runner.training.signs_of_life import SignsOfLife
 from runner.training.stopping import StopSwitch
 
@@ -181,9 +182,7 @@ def main(arguments: list[str]) -> int:
     rank: int | None = options.rank
     if not options.run_dir.is_dir():
         parser.error(f"{options.run_dir} is no folder")
-    # Read when torch is loaded. Its threads wait for each other by spinning, and beside other work on a host with two
-    # cores that made a step ten times slower and more. Sleeping costs a little where nothing else runs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    choose_native_settings()
     # Before the imports: a stop that comes while they run must not kill us.
     stop = StopSwitch()
     stop.listen(signal.SIGTERM, signal.SIGINT)

@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from runner.training.native_libraries import choose_native_settings
 from tests.benchmarks.sides import import_plain_trl, in_a_fresh_process, our_trainer
 
 WORDS = (
@@ -88,6 +89,8 @@ def make_model(folder: Path) -> None:
 
 def measure(side: str, folder: Path, steps: int) -> dict[str, Any]:
     """Train one side in this process."""
+    if side == "ours":
+        choose_native_settings()  # as the training process does, before torch is imported
     import torch  # noqa: PLC0415
     from transformers import TrainerCallback  # noqa: PLC0415
 
