@@ -363,6 +363,8 @@ def _failed(event: JobFailed, story: Story) -> Message:
     lines = [f"❌ *Failed*{step} · {code(event.code)}", escape(keep_end(event.message, ERROR_LIMIT))]
     if event.hint:
         lines.append(f"What to do: {escape(keep_end(event.hint, ERROR_LIMIT))}")
+    if story.claimed is not None:
+        lines.append(f"Its log, on host {code(story.claimed.host)}: {code(f'python -m runner logs {story.record.id}')}")
     return compose(lines)
 
 

@@ -257,13 +257,19 @@ def test_the_end_tells_of_an_early_stop_and_whose_adapter_was_taken(
     )
 
 
-def test_a_failure_tells_code_message_and_what_to_do(render: Render) -> None:
+def test_a_failure_tells_code_message_what_to_do_and_where_its_log_is(render: Render, job: JobRecord) -> None:
     failure = JobFailed(code="model-not-found", message="No model in <here>.", hint="Put it & try again.")
     assert _lines(render([CLAIMED, failure])[-1]) == [
         "❌ *Failed* · `model-not-found`",
         "No model in &lt;here&gt;.",
         "What to do: Put it &amp; try again.",
+        f"Its log, on host `gpu-1`: `python -m runner logs {job.id}`",
     ]
+
+
+def test_a_failure_that_no_host_has_had_has_no_log(render: Render) -> None:
+    failure = JobFailed(code="model-not-found", message="No model.", hint="Put it there.")
+    assert _lines(render([failure])[-1])[-1] == "What to do: Put it there."
 
 
 def test_a_cancelled_job_tells_who_when_and_what_is_left(render: Render) -> None:
