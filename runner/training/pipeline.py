@@ -30,6 +30,7 @@ from runner.training.attempt_files import earlier_baseline, write_receipt, write
 from runner.training.data.chat_template import input_embedding
 from runner.training.data.mix import Mix
 from runner.training.host_failures import explained_failures
+from runner.training.loading.packed_rows import require_rows_apart
 from runner.training.loading.protected_load import LoadedModel, load_weights
 from runner.training.loop.arguments import resolve_settings
 from runner.training.loop.batch_halving import NothingFitsError, as_before, train_within_memory
@@ -256,6 +257,8 @@ def _train(
         loaded = stack.enter_context(load_weights(spec, prepared.opened, emit=emit, stop=stop))
         tokenizer, revision, folder = loaded.tokenizer, loaded.source.revision, loaded.source.folder
         write_receipt(run_dir, loaded.receipt)
+        if training.packing and training.packing_strategy != "wrapped":
+            require_rows_apart(loaded.model, getattr(torch, loaded.receipt.compute_dtype))
         stop.raise_if_set()
         prepared = prepared.with_embedding(input_embedding(loaded.model), emit)
         mix, questions = prepared.mix, prepared.questions

@@ -44,6 +44,31 @@ def probe(model: PreTrainedModel, compute_dtype: torch.dtype) -> ProbeResult:
         ProbeError: Loss or gradient is not finite, or no gradient reaches the embeddings.
         Exception: Whatever the model's own code raises.
     """
+    device = model.device
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    # Spread over the vocabulary: neighbours at its start are often special tokens.
+    tokens = torch.linspace(0, vocabulary - 1, PROBE_TOKENS, device=device).long().unsqueeze(0)
+    with differentiable_embeddings(model) as embedded:
+        with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype != torch.float32):
+            output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=tokens, use_cache=False)
+        (gradient,) = torch.autograd.grad(output.loss, embedded[0])
+    result = ProbeResult(loss=output.loss.item(), grad_norm=gradient.float().norm().item())
+    if not math.isfinite(result.loss):
+        raise ProbeError(f"the probe's loss is {result.loss}")
+    if not (math.isfinite(result.grad_norm) and result.grad_norm > 0):
+        raise ProbeError(f"the gradient norm at the embeddings is {result.grad_norm}")
+    return result
+
+
+@contextmanager
+def differentiable_embeddings(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Inside the block passes run as in training; the list gets what each has embedded, to differentiate by.
+
+    Leaves no hook, random draw or mode behind.
+
+    Raises:
+        ProbeError: The model has no input embeddings.
+    """
     embeddings = model.get_input_embeddings()
     if not isinstance(embeddings, nn.Module):
         raise ProbeError("the model has no input embeddings")
@@ -56,23 +81,12 @@ def probe(model: PreTrainedModel, compute_dtype: torch.dtype) -> ProbeResult:
         return output
 
     device = model.device
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    # Spread over the vocabulary: neighbours at its start are often special tokens.
-    tokens = torch.linspace(0, vocabulary - 1, PROBE_TOKENS, device=device).long().unsqueeze(0)
     hook = embeddings.register_forward_hook(mark)
     try:
         with _training_mode(model), _quiet_cast(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype != torch.float32):
-                output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=tokens, use_cache=False)
-            (gradient,) = torch.autograd.grad(output.loss, embedded[0])
+            yield embedded
     finally:
         hook.remove()
-    result = ProbeResult(loss=output.loss.item(), grad_norm=gradient.float().norm().item())
-    if not math.isfinite(result.loss):
-        raise ProbeError(f"the probe's loss is {result.loss}")
-    if not (math.isfinite(result.grad_norm) and result.grad_norm > 0):
-        raise ProbeError(f"the gradient norm at the embeddings is {result.grad_norm}")
-    return result
 
 
 @contextmanager
