@@ -30,10 +30,18 @@ def test_a_training_process_keeps_the_compiled_code_of_a_few_shapes_only() -> No
     assert len(compiled) == 101, "the first shape was kept through a hundred others"
 
 
-def test_what_the_host_has_chosen_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in SETTINGS:
-        monkeypatch.setenv(name, "7")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_the_host_has_chosen_itself_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {name: "7"})
 
     choose_native_settings()
 
-    assert {os.environ[name] for name in SETTINGS} == {"7"}
+    assert os.environ == SETTINGS | {name: "7"}
+
+
+def test_a_wait_policy_of_the_host_is_not_overruled_by_a_number_of_spins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE"})
+
+    choose_native_settings()
+
+    assert "GOMP_SPINCOUNT" not in os.environ
