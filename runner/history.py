@@ -54,14 +54,16 @@ def _summary_of_same_run(events_path: Path, spec: RunSpec, found: Preflight) -> 
     except (OSError, ValidationError):
         # Of another version of this project, or cut off: it tells nothing.
         return None
+    mixed = [event for event in events if isinstance(event, DataMixed)]
+    # A run that could judge the chat template only with its weights at hand may have mixed its rows again.
+    if mixed and _data(mixed[-1]) != _data(found.data):
+        return None
     installed = installed_versions()
     for event in events:
         if isinstance(event, VersionsReported):
             same = {package.name: package.installed for package in event.packages} == installed
             if not same or event.device != found.device:
                 return None
-        if isinstance(event, DataMixed) and _data(event) != _data(found.data):
-            return None
         if isinstance(event, TrainingStarted) and event.resumed_from_step:
             return None
     last = events[-1] if events else None

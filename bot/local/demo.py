@@ -107,7 +107,7 @@ def _follow(workspace: WorkspaceClient, store: Store, parts: list[Part]) -> JobR
         if job_id is None:
             continue
         job = store.get(job_id)
-        if job.is_final and news.told(job_id) >= len(store.events(job_id)):
+        if job.is_final and news.told(job_id) >= store.events(job_id)[-1].seq:
             return job
 
 

@@ -55,6 +55,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         # The training processes learn the stubborn model's class at start, as a team's plugin would teach them.
         patch.setenv("PYTHONPATH", f"{training_tests / 'startup'}{os.pathsep}{training_tests}")
         patch.setenv("HF_HUB_OFFLINE", "1")
+        # Three trainings and more share the cores of a machine that runs tests.
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         with running_parts(settings, PARTS) as parts:
             build_base_model(settings)
             write_model(settings.models_root / "value-reader", "value-reader")

@@ -66,7 +66,7 @@ class Stack:
     def wait_until_told(self, job_id: str) -> list[Message]:
         """Wait until the job is over and its last event stands in the thread; returns the thread, root first."""
         self.wait(lambda: self.store.get(job_id).is_final, f"{job_id} ends")
-        last = len(self.store.events(job_id))
+        last = self.store.events(job_id)[-1].seq
         self.wait(lambda: any(_seq(message) == last for message in self.thread(job_id)), "the end is told")
         return self.thread(job_id)
 

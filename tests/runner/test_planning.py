@@ -348,6 +348,14 @@ def test_a_run_on_another_device_with_other_rows_or_not_whole_tells_nothing(
     assert find_earlier_run(run_spec, FOUND, settings.output_root) is None
 
 
+def test_of_a_run_that_mixed_its_rows_again_the_later_mix_counts(
+    keep_run: Callable[..., None], run_spec: RunSpec, settings: RunnerSettings
+) -> None:
+    keep_run(data_mixed=DATA.model_copy(update={"rows": 99}), training_started=DATA)
+
+    assert find_earlier_run(run_spec, FOUND, settings.output_root) == SUMMARY
+
+
 def test_a_run_with_another_batch_or_with_unreadable_events_tells_nothing(
     keep_run: Callable[..., None], run_spec: RunSpec, settings: RunnerSettings
 ) -> None:
