@@ -100,6 +100,10 @@ def keeps_own_loss() -> PretrainedConfig:
 
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
 @pytest.mark.usefixtures("heap_without_holes")
+@pytest.mark.skipif(
+    not hasattr(trl_utils, "add_fused_lm_head"),
+    reason="on the older stack a process that has run many tests holds freed memory, which hides what a step takes",
+)
 @pytest.mark.parametrize("make_config", [llama, keeps_own_loss])
 def test_the_estimate_of_a_larger_batch_is_near_what_real_steps_take(
     make_config: Callable[[], PretrainedConfig], wide: tuple[ProjectSpec, Mix], source: BaseModel, tmp_path: Path
