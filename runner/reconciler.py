@@ -45,6 +45,9 @@ def reconcile(store: Store, broker: RedisBroker) -> Reconciliation:
     expired = tuple(store.expire_leases()) if store.settled_s() >= store.lease_s else ()
     for job in expired:
         _log.warning("Job %s lost its host %s and is %s.", job.id, job.host, job.state)
+    aligned = store.align()
+    if aligned:
+        _log.warning("%d jobs of an older version of this software were put in order with the others.", aligned)
     tickets = {}
     for pool, claimable in store.claimable().items():
         missing = claimable - tickets_waiting(broker, pool)

@@ -68,6 +68,14 @@ class StoreUpkeep(StoreReader):
         _, count = self._run("forget", keep_us=round(self.retention.days * 86_400_000_000), most=most)
         return int(count)
 
+    def align(self) -> int:
+        """Let submitters take turns also with jobs that a version without turns has queued or claimed.
+
+        Returns:
+            How many jobs were put right; 0 where all processes are of this version.
+        """
+        return sum(int(self._run("align", pool=pool)[1]) for pool in self.pools())
+
     def claimable(self) -> dict[str, int]:
         """Count the queued jobs of every pool that could be claimed at once, as far as a freeze and its limits go."""
         return {pool: int(self._run("claimable", pool=pool)[1]) for pool in self.pools()}

@@ -55,6 +55,39 @@ def test_no_ticket_is_issued_where_nothing_is_queued(
     assert reconcile(store, broker).tickets == {}
 
 
+def test_jobs_queued_by_a_version_without_turns_are_claimed_in_their_order_after_an_upgrade(
+    store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo
+) -> None:
+    pool = some_worker.pool
+    old = [submit_job(submitted_by="U1"), submit_job(submitted_by="U2")]
+    # What such a version leaves: the pool's queue alone.
+    store.client.delete(
+        f"qlora:queue:{pool}:U1", f"qlora:queue:{pool}:U2", f"qlora:turns:{pool}", f"qlora:seats:{pool}"
+    )
+    new = submit_job(submitted_by="U3")
+
+    reconcile(store, broker)
+
+    assert [job.id for job in store.queued(pool)] == [new.id, old[0].id, old[1].id]
+    claimed = [claim.job.id for _ in range(3) if (claim := store.claim(pool, some_worker))]
+    assert claimed == [new.id, old[0].id, old[1].id]
+
+
+def test_a_job_that_a_worker_without_turns_has_claimed_holds_nobody_up(
+    store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo
+) -> None:
+    pool = some_worker.pool
+    taken, waiting = submit_job(), submit_job()
+    store.client.zrem(f"qlora:queue:{pool}", taken.id)
+    store.client.hset(f"qlora:job:{taken.id}", "state", "running")
+
+    reconcile(store, broker)
+
+    claim = store.claim(pool, some_worker)
+    assert claim is not None
+    assert claim.job.id == waiting.id
+
+
 def test_a_job_of_a_silent_host_gets_its_place_and_a_ticket(
     store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo, eventually: Eventually
 ) -> None:
