@@ -99,7 +99,7 @@ class RunDirectory:
                 if replaces:
                     former.rename(self.published_path)
                 raise
-            _flush_folder(self.job_dir)
+            flush_folder(self.job_dir)
             shutil.rmtree(former, ignore_errors=True)
         except OSError as error:
             raise _unusable(self.published_path, error) from error
@@ -254,15 +254,16 @@ def _unusable(path: Path, error: OSError) -> UnavailableError:
 
 
 def flush_to_disk(folder: Path) -> None:
-    """A power cut after the job has been reported as succeeded must not leave empty files behind."""
+    """Bring all that a folder holds onto the disk, so that a power cut cannot leave empty files behind."""
     for current, _, files in os.walk(folder):
         for name in files:
             with (Path(current) / name).open("rb") as file:
                 os.fsync(file.fileno())
-        _flush_folder(Path(current))
+        flush_folder(Path(current))
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Bring a folder's list of names onto the disk: what was renamed in it, and what it holds at all."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -18,6 +18,7 @@ from typing import Any
 from runner.reports import Rung
 from runner.resuming import RunFacts, read_facts, refuse_mismatch, spec_facts, tell_differences, write_facts
 from runner.run_directory import COMPLETE_MARKER as MARKER
+from runner.run_directory import flush_folder, flush_to_disk
 from runner.spec import RunSpec
 from runner.training.data.mix import Mix
 
@@ -80,10 +81,17 @@ def describe_run(spec: RunSpec, mix: Mix, rung: Rung, base_fingerprint: str | No
 
 
 def mark_complete(path: Path, facts: RunFacts) -> None:
-    """Declare a checkpoint complete; call it when all its other files are written."""
+    """Declare a checkpoint complete; call it when all its other files are written.
+
+    All of it is on the disk before the marker has its name, and the name before anybody removes an older checkpoint: so
+    a power cut leaves none that only looks complete.
+    """
     scratch = path / f".{MARKER}"
     write_facts(facts, scratch)
+    flush_to_disk(path)
     scratch.rename(path / MARKER)
+    flush_folder(path)
+    flush_folder(path.parent)
 
 
 def complete_checkpoints(run_dir: Path) -> list[Checkpoint]:
