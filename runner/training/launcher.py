@@ -28,7 +28,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -169,12 +168,12 @@ def _run_once(
         rendezvous = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         signs = stack.enter_context(tempfile.TemporaryFile())
         signs.truncate(size_bytes(count))
-        launch = _Launch(command, count, rendezvous, signs.fileno(), rows_at_once)
+        launch = _Launch(command, count, rendezvous, signs.fileno(), rows_at_once, emit)
         ranks = [stack.enter_context(_Rank(number, launch)) for number in range(count)]
         rendezvous.close()
         selector = stack.enter_context(selectors.DefaultSelector())
         for rank in ranks:
-            selector.register(rank.events, selectors.EVENT_READ, partial(rank.read_events, emit))
+            selector.register(rank.events, selectors.EVENT_READ, rank.read_events)
             selector.register(rank.output, selectors.EVENT_READ, rank.read_output)
         asked = False
         patience = float("inf")
@@ -251,6 +250,8 @@ class _Launch:
     rendezvous: socket.socket
     signs_fd: int
     rows_at_once: int | None
+    emit: Callable[[ChildEvent], None]
+    """Gets all of rank 0's events but the last."""
 
 
 class _Rank:
@@ -262,6 +263,7 @@ class _Rank:
         self.too_large: BatchHalved | None = None
         """What shall be tried instead, where it has run out of memory."""
         self._number = number
+        self._emit = launch.emit
         self._unread_events = b""
         self._unread_output = b""
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -269,6 +271,7 @@ class _Rank:
         self._events_over = False
         self.events, events_write = os.pipe()
         self.output, output_write = os.pipe()
+        os.set_blocking(self.events, False)
         os.set_blocking(self.output, False)
         try:
             self._process = subprocess.Popen(
@@ -287,13 +290,16 @@ class _Rank:
             os.close(events_write)
             os.close(output_write)
 
-    def read_events(self, emit: Callable[[ChildEvent], None]) -> bool:
+    def read_events(self) -> bool:
         """Take in what lies in the pipe; pass on all of rank 0's events but the last.
 
         Returns:
             Whether more may come.
         """
-        data = os.read(self.events, 1 << 16)
+        try:
+            data = os.read(self.events, 1 << 16)
+        except BlockingIOError:
+            return False
         *lines, self._unread_events = (self._unread_events + data).split(b"\n")
         for line in lines:
             try:
@@ -306,7 +312,7 @@ class _Rank:
             elif isinstance(event, BatchHalved):
                 self.too_large = event
             elif self._number == 0 and isinstance(event, ChildEvent):
-                emit(event)
+                self._emit(event)
         self._events_over = not data
         return bool(data)
 
@@ -335,7 +341,7 @@ class _Rank:
         status = self._process.poll() if self._events_over else None
         # Another rank than the first ends without a word when its part is done.
         if self.end is None and status is not None and (status != 0 or self._number == 0) and self._failure is None:
-            self._drain()
+            self._drain(self.read_output)
             name = f"training process of rank {self._number}"
             tail = redact("\n".join(self._tail))[-_TAIL_CHARACTERS:]
             self._failure = _Failure(describe_silent_death(name, status, log_path, tail), status)
@@ -359,15 +365,18 @@ class _Rank:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Whatever it would still do, its last event is out or another rank's failure has ended the attempt.
+        # Whatever it would still do, its last event is out or another rank's failure has ended the attempt. What it
+        # has told until here has happened.
         self._process.kill()
         self._process.wait()
-        self._drain()
+        self._drain(self.read_events)
+        self._drain(self.read_output)
         os.close(self.events)
         os.close(self.output)
 
-    def _drain(self) -> None:
-        while self.read_output():
+    @staticmethod
+    def _drain(read: Callable[[], bool]) -> None:
+        while read():
             pass
 
     def _say(self, text: str) -> None:

@@ -124,6 +124,34 @@ hang()"""
     assert end.hint.endswith("Its last lines:\nallocating")
 
 
+def test_nothing_that_rank_0_has_told_is_lost_when_another_ends_the_attempt(launch: Launch, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    events: list[ChildEvent] = []
+
+    end = launch(
+        f"""
+from pathlib import Path
+told = Path({str(told)!r})
+if rank == 1:
+    while not told.exists():
+        time.sleep(0.01)
+    tell("run_failed", code="dataset", message="broken")
+    hang()
+step = 0
+with told.open("wb", buffering=0) as written:
+    while True:
+        step += 1
+        tell("checkpoint_saved", step=step, path=f"checkpoint-{{step}}")
+        written.write(b".")
+""",
+        events.append,
+    )
+
+    assert isinstance(end, RunFailed)
+    assert [getattr(event, "step", None) for event in events] == list(range(1, len(events) + 1))
+    assert len(events) >= told.stat().st_size > 0
+
+
 def test_no_rank_outlives_the_attempt(launch: Launch) -> None:
     # Other tests of this session may keep a server running.
     before = psutil.Process().children()
