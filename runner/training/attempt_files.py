@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from runner.event_lines import parse_event
 from runner.events import Evaluated, ModelLoaded
 from runner.reports import LoadReceipt, Rung
@@ -35,11 +37,14 @@ def earlier_baseline(run_dir: Path, rung: Rung, prompts: Sequence[str], tables: 
     """
     for path in sorted(run_dir.parent.glob("attempt-*/events.jsonl")):
         answered_on = None
-        for line in path.read_text(encoding="utf-8").splitlines():
-            # A killed attempt may have left half a line at its end.
-            if not line.endswith("}") or not any(f'"kind":"{kind}"' in line for kind in ("model_loaded", "evaluated")):
+        # As bytes: an answer may hold letters that end a line of text, and a kill may have left half a letter.
+        for line in path.read_bytes().split(b"\n"):
+            if not any(kind in line for kind in (b'"model_loaded"', b'"evaluated"')):
                 continue
-            event = parse_event(line)
+            try:
+                event = parse_event(line)
+            except ValidationError:
+                continue  # half a line, of a killed attempt
             if isinstance(event, ModelLoaded):
                 answered_on = event.receipt.rung
             if (
