@@ -25,8 +25,9 @@ from runner.events import (
     VersionsReported,
 )
 from runner.jobs import WorkerInfo
-from runner.reports import DefectReport, ExactMatch, LoadReceipt, PackageVersion, Phase, RunSummary, Sample, ShareReport
+from runner.reports import DefectReport, ExactMatch, PackageVersion, Phase, Sample
 from runner.spec import Evaluation, RunSpec
+from tests.examples import RECEIPT, SHARE, SUMMARY
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 
@@ -85,48 +86,11 @@ def worker_info() -> WorkerInfo:
 @pytest.fixture
 def good_run() -> tuple[ChildEvent, ...]:
     """What the child of a run without trouble writes, at one fixed time."""
-    receipt = LoadReceipt(
-        rung="4bit",
-        rung_asked="4bit",
-        linear_modules=29,
-        quantized_modules=28,
-        total_parameters=1_234_567,
-        quantized_parameters=1_000_000,
-        model_bytes=12_345_678,
-        load_peak_bytes=21_500_000,
-        steady_bytes=14_300_000,
-        compute_dtype="bfloat16",
-        device="cpu",
-        load_s=2.4,
-        probe_loss=5.12345,
-        probe_grad_norm=0.3123,
-        config_class="LlamaConfig",
-        guard_interceptions=1,
-    )
-    share = ShareReport(
-        trait_type="arithmetic",
-        dataset_id=1,
-        dataset_name="one-digit addition",
-        percentage=80.0,
-        rows_available=100,
-        rows_used=80,
-        trained_tokens=1234,
-    )
     packages = (
         PackageVersion(name="transformers", installed="5.23.0", tested="5.23.0", difference="same", stacks=()),
         PackageVersion(name="peft", installed="0.21.1", tested="0.21.2", difference="patch", stacks=()),
     )
     before = ExactMatch(dataset_id=1, dataset_name="one-digit addition", correct=1, total=55)
-    summary = RunSummary(
-        rung="4bit",
-        steps=120,
-        loss_first=4.8123,
-        loss_last=0.0211,
-        train_s=15.0,
-        duration_s=21.4,
-        guard_interceptions=1,
-        peak_bytes=826_000_000,
-    )
     events: tuple[ChildEvent, ...] = (
         PhaseStarted(phase=Phase.VERSIONS, at=AT),
         VersionsReported(
@@ -159,9 +123,9 @@ def good_run() -> tuple[ChildEvent, ...]:
             at=AT,
         ),
         PhaseStarted(phase=Phase.DATA, at=AT),
-        DataMixed(shares=(share,), rows=80, longest_tokens=23, truncated_rows=0, at=AT),
+        DataMixed(shares=(SHARE,), rows=80, longest_tokens=23, truncated_rows=0, at=AT),
         PhaseStarted(phase=Phase.MODEL, at=AT),
-        ModelLoaded(receipt=receipt, at=AT),
+        ModelLoaded(receipt=RECEIPT, at=AT),
         PhaseStarted(phase=Phase.BASELINE, at=AT),
         Evaluated(when="before", samples=(Sample(prompt="2+3=", completion="x"),), exact_match=(before,), at=AT),
         PhaseStarted(phase=Phase.TRAINING, at=AT),
@@ -194,6 +158,6 @@ def good_run() -> tuple[ChildEvent, ...]:
         AdapterSaved(path="/runs/adapter", size_bytes=2_000_000, at=AT),
         PhaseStarted(phase=Phase.VERIFYING, at=AT),
         AdapterVerified(max_difference=1e-5, base_difference=3.2, duration_s=4.0, at=AT),
-        RunSucceeded(summary=summary, adapter_path="/runs/adapter", at=AT),
+        RunSucceeded(summary=SUMMARY, adapter_path="/runs/adapter", at=AT),
     )
     return events

@@ -22,14 +22,13 @@ from runner.events import (
 from runner.reports import (
     ExactMatch,
     FailedRung,
-    LoadReceipt,
     Phase,
     RunSummary,
     Sample,
-    ShareReport,
     TraitLoss,
     UnquantizedPart,
 )
+from tests.examples import RECEIPT, SHARE
 
 FAILED = FailedRung(
     rung="4bit",
@@ -38,29 +37,14 @@ FAILED = FailedRung(
     failure_class="missing-kernel",
     meaning="No kernel.",
 )
-RECEIPT = LoadReceipt(
-    rung="8bit",
-    rung_asked="4bit",
-    failed=(FAILED,),
-    linear_modules=29,
-    quantized_modules=28,
-    total_parameters=4000,
-    quantized_parameters=3000,
-    unquantized=(UnquantizedPart(name="layers.*.experts", kind="escaped", tensors=2, parameters=2000),),
-    stored_quantization="bitsandbytes, 8-bit",
-    model_bytes=2_400_000,
-    load_peak_bytes=21_500_000,
-    steady_bytes=14_300_000,
-    compute_dtype="bfloat16",
-    device="cpu",
-    load_s=1.24,
-    probe_loss=7.0,
-    probe_grad_norm=0.5,
-    config_class="LlamaConfig",
+ON_8_BITS = RECEIPT.model_copy(update={"rung": "8bit", "failed": (FAILED,)})
+PARTLY_QUANTIZED = ON_8_BITS.model_copy(
+    update={
+        "unquantized": (UnquantizedPart(name="layers.*.experts", kind="escaped", tensors=2, parameters=2_000_000),),
+        "stored_quantization": "bitsandbytes, 8-bit",
+    }
 )
-BARE_RECEIPT = RECEIPT.model_copy(
-    update={"unquantized": (), "stored_quantization": None, "load_peak_bytes": None, "steady_bytes": None}
-)
+UNMEASURED = ON_8_BITS.model_copy(update={"load_peak_bytes": None, "steady_bytes": None, "processes": 2})
 METRICS = MetricsLogged(
     step=30, total_steps=180, epoch=1.5, loss=2.3456, learning_rate=1e-3, tokens_per_s=1234.5, eta_s=250.2
 )
@@ -79,21 +63,21 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
             ],
         ),
         (
-            ModelLoaded(receipt=RECEIPT),
+            ModelLoaded(receipt=PARTLY_QUANTIZED),
             [
                 "✅ Model loaded with 8-bit quantization, config protected",
-                "  28 of 29 linear modules quantized, 75 % of the parameters, 2.4 MB, bfloat16 on cpu, 1.2 s",
+                "  28 of 29 linear modules quantized, 81 % of the parameters, 12.3 MB, bfloat16 on cpu, 2.4 s",
                 "  loading took 21.5 MB of memory at its peak, 14.3 MB of it are kept",
                 "  the base model's files are stored quantized: bitsandbytes, 8-bit",
-                f"⚠️ {RECEIPT.warning}",
+                f"⚠️ {PARTLY_QUANTIZED.warning}",
             ],
         ),
         (
-            ModelLoaded(receipt=BARE_RECEIPT.model_copy(update={"processes": 2})),
+            ModelLoaded(receipt=UNMEASURED),
             [
                 "✅ Model loaded with 8-bit quantization, config protected",
                 (
-                    "  28 of 29 linear modules quantized, 75 % of the parameters, 2.4 MB, bfloat16 on cpu, 1.2 s, "
+                    "  28 of 29 linear modules quantized, 81 % of the parameters, 12.3 MB, bfloat16 on cpu, 2.4 s, "
                     "in each of 2 processes"
                 ),
             ],
@@ -101,28 +85,18 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
         (
             DataMixed(
                 shares=(
-                    ShareReport(
-                        trait_type="arithmetic",
-                        dataset_id=1,
-                        dataset_name="sums",
-                        percentage=50,
-                        max_rows=60,
-                        held_out_rows=5,
-                        rows_available=100,
-                        rows_used=50,
-                        trained_tokens=150,
-                    ),
+                    SHARE.model_copy(update={"percentage": 50.0, "max_rows": 60, "held_out_rows": 5, "rows_used": 50}),
                 ),
                 rows=50,
                 longest_tokens=26,
                 truncated_rows=2,
-                warnings=("sums: 2 of 50 rows (4 %) cut at max_length.",),
+                warnings=("one-digit addition: 2 of 50 rows (4 %) cut at max_length.",),
             ),
             [
                 "Data: 50 rows, the longest of 26 tokens",
-                "  arithmetic / sums: 50 of 100 rows (50 %, at most 60), 5 held out",
-                "  trained tokens: arithmetic 150 (100 %)",
-                "  ⚠️ sums: 2 of 50 rows (4 %) cut at max_length.",
+                "  arithmetic / one-digit addition: 50 of 100 rows (50 %, at most 60), 5 held out",
+                "  trained tokens: arithmetic 1234 (100 %)",
+                "  ⚠️ one-digit addition: 2 of 50 rows (4 %) cut at max_length.",
             ],
         ),
         (STARTED, ["Training: 180 steps, 409,600 trainable parameters, going on from step 20"]),

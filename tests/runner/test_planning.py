@@ -21,27 +21,27 @@ from runner.history import find_earlier_run
 from runner.plan import FittingBatch, Plan, Preflight, RungNeeds
 from runner.plan_text import plan_text
 from runner.planning import expected_time, plan_from
-from runner.reports import LoadReceipt, Phase, RunSummary, ShareReport
+from runner.reports import Phase
 from runner.settings import RunnerSettings, load_settings
 from runner.spec import RunSpec
 from runner.trial import Trial, run_trial
 from runner.versions import report_versions
+from tests.examples import RECEIPT, SHARE, SUMMARY
 
 Scripted = Callable[[str], Spawn]
 GB = 1_000_000_000
 
 DATA = DataMixed(
     shares=(
-        ShareReport(
-            trait_type="arithmetic",
-            dataset_id=1,
-            dataset_name="sums",
-            percentage=50,
-            rows_available=200,
-            rows_used=100,
-            trained_tokens=1234,
-            total_tokens=2500,
-            held_out_rows=10,
+        SHARE.model_copy(
+            update={
+                "dataset_name": "sums",
+                "percentage": 50.0,
+                "rows_available": 200,
+                "rows_used": 100,
+                "total_tokens": 2500,
+                "held_out_rows": 10,
+            }
         ),
     ),
     rows=100,
@@ -67,31 +67,7 @@ FOUND = Preflight(
         RungNeeds(rung="none", load_peak_bytes=5 * GB, steady_bytes=4 * GB, training_bytes=6 * GB),
     ),
 )
-RECEIPT = LoadReceipt(
-    rung="4bit",
-    rung_asked="4bit",
-    linear_modules=2,
-    quantized_modules=1,
-    total_parameters=10,
-    quantized_parameters=5,
-    model_bytes=100,
-    compute_dtype="bfloat16",
-    device="cpu",
-    load_s=1.0,
-    probe_loss=1.0,
-    probe_grad_norm=1.0,
-    config_class="LlamaConfig",
-)
-SUMMARY = RunSummary(
-    rung="4bit",
-    steps=12,
-    loss_first=3.0,
-    loss_last=1.0,
-    train_s=40.0,
-    duration_s=55.0,
-    guard_interceptions=0,
-    peak_bytes=4 * GB,
-)
+FINISHED = SUMMARY.model_copy(update={"train_s": 40.0, "duration_s": 55.0, "peak_bytes": 4 * GB})
 
 BEGINNING = f"""
 from datetime import datetime, timedelta, UTC
@@ -303,7 +279,7 @@ def keep_run(settings: RunnerSettings, run_spec: RunSpec) -> Callable[..., None]
             "versions_reported": report_versions(FOUND.device),
             "data_mixed": DATA,
             "training_started": TrainingStarted(total_steps=12, trainable_parameters=1000),
-            "run_succeeded": RunSucceeded(summary=SUMMARY, adapter_path="adapter"),
+            "run_succeeded": RunSucceeded(summary=FINISHED, adapter_path="adapter"),
             **replaced,
         }
         (attempt / "events.jsonl").write_text("".join(f"{event.model_dump_json()}\n" for event in events.values()))
@@ -353,14 +329,14 @@ def test_of_a_run_that_mixed_its_rows_again_the_later_mix_counts(
 ) -> None:
     keep_run(data_mixed=DATA.model_copy(update={"rows": 99}), training_started=DATA)
 
-    assert find_earlier_run(run_spec, FOUND, settings.output_root) == SUMMARY
+    assert find_earlier_run(run_spec, FOUND, settings.output_root) == FINISHED
 
 
 def test_a_run_with_another_batch_or_with_unreadable_events_tells_nothing(
     keep_run: Callable[..., None], run_spec: RunSpec, settings: RunnerSettings
 ) -> None:
     keep_run()
-    assert find_earlier_run(run_spec, FOUND, settings.output_root) == SUMMARY
+    assert find_earlier_run(run_spec, FOUND, settings.output_root) == FINISHED
     assert find_earlier_run(_training(run_spec, per_device_train_batch_size=1), FOUND, settings.output_root) is None
 
     events = settings.output_root / "demo" / "demo-abcde" / "attempt-1" / "events.jsonl"

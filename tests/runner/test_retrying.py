@@ -13,16 +13,14 @@ from runner.errors import JobError, SpecError, UsageError
 from runner.events import CheckpointSaved, JobFailed, JobSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.projects import load_project
-from runner.reports import RunSummary
 from runner.retrying import retry_spec
 from runner.settings import load_settings
 from runner.spec import RunSpec
 from runner.store import Store
 from runner.supervisor import run_attempt
+from tests.examples import SUMMARY
 
 PROJECTS = Path(__file__).parents[2] / "projects"
-SUMMARY = RunSummary(rung="4bit", steps=1, loss_first=1, loss_last=1, train_s=1, duration_s=1, guard_interceptions=0)
-
 End = Callable[..., JobRecord]
 
 

@@ -13,15 +13,12 @@ from runner.errors import JobError, UnavailableError
 from runner.events import JobCancelled, JobClaimed, JobFailed, JobQueued, JobSucceeded, PhaseStarted, StopRequested
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.redis_client import build_client
-from runner.reports import Phase, RunSummary
+from runner.reports import Phase
 from runner.spec import RunSpec
 from runner.store import Store
+from tests.examples import SUMMARY
 
 Submit = Callable[..., JobRecord]
-
-SUMMARY = RunSummary(
-    rung="4bit", steps=4, loss_first=3.0625, loss_last=0.1, train_s=1.5, duration_s=2.5, guard_interceptions=1
-)
 
 
 def kinds(store: Store, job_id: str) -> list[str]:

@@ -10,13 +10,12 @@ import pytest
 
 from runner.events import CheckpointSaved, JobCancelled, JobFailed, JobRequeued, JobSucceeded, PhaseStarted
 from runner.jobs import JobRecord, JobState, WorkerInfo
-from runner.reports import Phase, RunSummary
+from runner.reports import Phase
 from runner.store import Claim, LostLease, Store
+from tests.examples import SUMMARY
 
 Submit = Callable[..., JobRecord]
 Eventually = Callable[..., None]
-
-SUMMARY = RunSummary(rung="4bit", steps=1, loss_first=1, loss_last=1, train_s=1, duration_s=1, guard_interceptions=0)
 
 
 @pytest.fixture

@@ -11,12 +11,10 @@ import pytest
 from runner.errors import JobError
 from runner.events import JobCancelled, JobFailed, JobSucceeded
 from runner.jobs import FINAL_STATES, TRANSITIONS, JobRecord, JobState, WorkerInfo
-from runner.reports import RunSummary
 from runner.store import Claim, IllegalMoveError, Store
+from tests.examples import SUMMARY
 
 Submit = Callable[..., JobRecord]
-
-SUMMARY = RunSummary(rung="4bit", steps=1, loss_first=1, loss_last=1, train_s=1, duration_s=1, guard_interceptions=0)
 
 MOVES: dict[JobState, Callable[[Store, Claim], JobRecord]] = {
     JobState.QUEUED: lambda store, claim: store.requeue(claim),

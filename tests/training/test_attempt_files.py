@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from runner.events import ChildEvent, Evaluated, ModelLoaded
-from runner.reports import LoadReceipt, Rung, Sample
+from runner.reports import Rung, Sample
 from runner.training.attempt_files import earlier_baseline
+from tests.examples import RECEIPT
 
 RUNGS: tuple[Rung, ...] = ("4bit", "8bit", "none")
 
@@ -14,22 +15,7 @@ pytestmark = pytest.mark.training
 
 
 def loaded(rung: Rung) -> ModelLoaded:
-    receipt = LoadReceipt(
-        rung=rung,
-        rung_asked="4bit",
-        linear_modules=29,
-        quantized_modules=28,
-        total_parameters=4000,
-        quantized_parameters=3000,
-        model_bytes=2_400_000,
-        compute_dtype="bfloat16",
-        device="cpu",
-        load_s=1.0,
-        probe_loss=7.0,
-        probe_grad_norm=0.5,
-        config_class="LlamaConfig",
-    )
-    return ModelLoaded(receipt=receipt)
+    return ModelLoaded(receipt=RECEIPT.model_copy(update={"rung": rung}))
 
 
 def answered(text: str) -> Evaluated:

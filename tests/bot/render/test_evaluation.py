@@ -15,9 +15,13 @@ from runner.events import (
     LossEvaluated,
     RunSucceeded,
 )
-from runner.reports import BestStep, ExactMatch, Sample, ShareReport, TraitLoss
+from runner.reports import BestStep, ExactMatch, Sample, TraitLoss
+from tests.examples import SHARE
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
+SUMS = SHARE.model_copy(update={"trait_type": "sums", "percentage": 50.0, "rows_used": 50})
+WORDS = SUMS.model_copy(update={"trait_type": "words", "dataset_id": 2, "held_out_rows": 5})
+MIXED = DataMixed(shares=(SUMS, WORDS), rows=100, longest_tokens=9, truncated_rows=0)
 Render = Callable[[Iterable[AnyEvent]], list[Message]]
 
 
@@ -105,19 +109,8 @@ def test_a_step_that_would_have_been_better_is_named_with_the_setting_that_takes
 
 
 def test_the_setting_that_takes_a_better_step_warns_of_traits_that_its_loss_says_nothing_of(render: Render) -> None:
-    sums = ShareReport(
-        trait_type="sums",
-        dataset_id=1,
-        dataset_name="additions",
-        percentage=100,
-        rows_available=100,
-        rows_used=100,
-        trained_tokens=100,
-    )
-    words = sums.model_copy(update={"trait_type": "words", "dataset_id": 2, "held_out_rows": 5})
-    mixed = DataMixed(shares=(sums, words), rows=200, longest_tokens=9, truncated_rows=0)
     over = LossEvaluated(step=120, total_steps=120, loss=5.709, best_step=20, best_loss=3.796)
-    assert _lines(render([mixed, over, Evaluated(when="after")])[-1])[-1].endswith(
+    assert _lines(render([MIXED, over, Evaluated(when="after")])[-1])[-1].endswith(
         "would take the adapter of that step, which may know less of sums: nothing is held out there."
     )
 
@@ -137,23 +130,12 @@ def test_the_last_reply_says_that_the_adapter_is_overfitted_unless_that_of_the_b
 def test_a_table_of_answers_says_how_much_of_it_was_trained_on_and_which_trait_has_nothing_held_out(
     render: Render,
 ) -> None:
-    share = ShareReport(
-        trait_type="sums",
-        dataset_id=1,
-        dataset_name="additions",
-        percentage=50,
-        rows_available=100,
-        rows_used=50,
-        trained_tokens=100,
-    )
-    words = share.model_copy(update={"trait_type": "words", "dataset_id": 2, "held_out_rows": 5})
-    mixed = DataMixed(shares=(share, words), rows=100, longest_tokens=9, truncated_rows=0)
     after = Evaluated(
         when="after",
         exact_match=(ExactMatch(dataset_id=1, dataset_name="additions", correct=90, total=100),),
         held_out=(TraitLoss(trait_type="words", loss=1.5, before=7, rows=5, tokens=20),),
     )
-    assert _lines(render([mixed, after])[1])[1:] == [
+    assert _lines(render([MIXED, after])[1])[1:] == [
         "additions: 90 of 100 right (90 %) · 50 % trained on",
         "held-out loss of words: 7 → 1.5 on 5 rows, 20 tokens",
         "No rows held out of sums",
