@@ -25,9 +25,6 @@ for index = 1, #places, 2 do
     local who = field(job, "submitted_by")
     if redis.call("ZADD", own_queue(pool, who), "NX", place, job) == 1 then
         changed = changed + 1
-        if not seat(pool, who) then
-            sit_down(pool, who)
-        end
         place_submitter(pool, who)
     end
 end

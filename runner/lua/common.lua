@@ -181,6 +181,10 @@ local function place_submitter(pool, who)
         end
         return
     end
+    -- Who comes; or whose job was claimed by a version that knew no turns, and is given back now.
+    if not seat(pool, who) then
+        sit_down(pool, who)
+    end
     local score = turn(tonumber(first[2]), running(pool, who), seat(pool, who), limit(pool, "max_running_per_user"))
     redis.call("ZADD", key("turns", pool), whole(score), who)
 end

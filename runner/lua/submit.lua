@@ -27,9 +27,6 @@ redis.call(
 )
 redis.call("SET", request, args.job, "EX", 7 * 86400)
 redis.call("SADD", key("pools"), pool)
-if not seat(pool, who) then
-    sit_down(pool, who)
-end
 enter(args.job, "queued")
 
 local event = cjson.decode(args.event)

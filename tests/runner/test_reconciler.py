@@ -88,6 +88,27 @@ def test_a_job_that_a_worker_without_turns_has_claimed_holds_nobody_up(
     assert claim.job.id == waiting.id
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_job_that_ran_before_an_upgrade_goes_back_to_the_queue_and_is_claimed_again(
+    store: Store, submit_job: Submit, some_worker: WorkerInfo, lost: bool
+) -> None:
+    pool = some_worker.pool
+    job = submit_job()
+    claim = store.claim(pool, some_worker)
+    assert claim is not None
+    store.client.delete(f"qlora:seats:{pool}", f"qlora:active:{pool}", f"qlora:active:{pool}:{job.submitted_by}")
+
+    if lost:
+        store.client.zadd("qlora:leases", {job.id: 1})
+        store.expire_leases()
+    else:
+        store.requeue(claim)
+
+    again = store.claim(pool, some_worker)
+    assert again is not None
+    assert again.job.id == job.id
+
+
 def test_a_job_of_a_silent_host_gets_its_place_and_a_ticket(
     store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo, eventually: Eventually
 ) -> None:
