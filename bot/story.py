@@ -14,7 +14,6 @@ from runner.events import (
     AdapterSaved,
     AdapterVerified,
     AnyEvent,
-    CheckpointSaved,
     ConfigLoaded,
     DataMixed,
     Evaluated,
@@ -68,7 +67,6 @@ class Story:
     metrics: MetricsLogged | None = None
     held_out: LossEvaluated | None = None
     """The last measurement on held-out rows while training."""
-    checkpoint_step: int | None = None
     evaluation: Evaluated | None = None
     saved: AdapterSaved | None = None
     verified: AdapterVerified | None = None
@@ -137,8 +135,6 @@ def _tell(story: Story, event: AnyEvent) -> Story:  # noqa: C901, PLR0911, PLR09
             return replace(story, metrics=event)
         case LossEvaluated():
             return replace(story, held_out=event)
-        case CheckpointSaved():
-            return replace(story, checkpoint_step=event.step)
         case AdapterSaved():
             return replace(story, saved=event)
         case AdapterVerified():
@@ -146,6 +142,6 @@ def _tell(story: Story, event: AnyEvent) -> Story:  # noqa: C901, PLR0911, PLR09
         case JobSucceeded() | JobFailed() | JobCancelled():
             return replace(story, end=event)
         case _:
-            # A halved batch has its reply and no place in the plan. The child's own last line: the store tells the same
-            # as job_succeeded, job_failed or job_requeued.
+            # A halved batch has its reply and no place in the plan; a checkpoint needs neither. The child's own last
+            # line: the store tells the same as job_succeeded, job_failed or job_requeued.
             return story

@@ -337,6 +337,8 @@ class JobRequeued(Event):
     reason: Literal["host-lost", "worker-stopped"]
     host: str
     phase: Phase | None = None
+    step: int | None = None
+    """Optimizer steps of its newest checkpoint, None while it has none."""
 
 
 class StopRequested(Event):

@@ -78,7 +78,7 @@ def render_milestone(  # noqa: C901, PLR0911, PLR0912 - one short case a kind of
         case JobClaimed() as event:
             return _claimed(event)
         case JobRequeued() as event:
-            return _requeued(event, story)
+            return _requeued(event)
         case VersionsReported() as event:
             return None if _same_versions(event, story.versions) else _versions(event)
         case ConfigLoaded() as event:
@@ -166,14 +166,14 @@ def _claimed(event: JobClaimed) -> Message:
     )
 
 
-def _requeued(event: JobRequeued, story: Story) -> Message:
+def _requeued(event: JobRequeued) -> Message:
     where = f" in phase {event.phase}" if event.phase is not None else ""
     happened = {
         "host-lost": f"⚠️ The worker on host {code(event.host)} was lost{where}.",
         "worker-stopped": f"The worker on host {code(event.host)} was stopped.",
     }[event.reason]
-    if story.checkpoint_step:
-        goes_on = f"resumes from the checkpoint of step {number(story.checkpoint_step)}"
+    if event.step:
+        goes_on = f"resumes from the checkpoint of step {number(event.step)}"
     else:
         goes_on = "starts again, from a checkpoint if its host left one,"
     return compose([f"{happened} The job is back in the queue and {goes_on} once a worker claims it."])

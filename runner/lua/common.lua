@@ -266,6 +266,7 @@ local function give_back(job)
     local to, event = "queued", cjson.decode(args.requeued)
     event.host = field(job, "host")
     event.phase = field(job, "phase") or cjson.null
+    event.step = tonumber(field(job, "checkpoint_step") or nil)
     if field(job, "state") == "stopping" then
         to, event = "cancelled", cjson.decode(args.cancelled)
         event.by = field(job, "stop_requested_by")

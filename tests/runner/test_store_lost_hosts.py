@@ -80,12 +80,15 @@ def test_hosts_lost_before_the_first_phase_are_lost_in_the_same_place(lose: Lose
     )
 
 
-def test_a_job_that_gets_on_may_lose_hosts_in_the_same_phase(lose: Lose) -> None:
+def test_a_job_that_gets_on_may_lose_hosts_in_the_same_phase(store: Store, lose: Lose) -> None:
     lose("gpu-1", TRAINING, CheckpointSaved(step=10, path="/out/checkpoint-10"))
 
     gone_on = lose("gpu-2", TRAINING, CheckpointSaved(step=20, path="/out/checkpoint-20"))
 
     assert (gone_on.state, gone_on.checkpoint_step, gone_on.checkpoint) == (JobState.QUEUED, 20, "/out/checkpoint-20")
+    requeued = [stored.event for stored in store.events(gone_on.id) if isinstance(stored.event, JobRequeued)]
+    # Whoever reads this late, in a history that has been thinned by then, still learns the right step.
+    assert [event.step for event in requeued] == [10, 20]
     assert lose("gpu-3", TRAINING).error_code == "poison-job"
 
 

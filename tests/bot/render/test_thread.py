@@ -282,9 +282,8 @@ def test_a_cancelled_job_tells_who_when_and_what_is_left(render: Render) -> None
 
 
 def test_a_lost_host_is_told_once_with_the_step_it_resumes_from(render: Render) -> None:
-    requeued = JobRequeued(reason="host-lost", host="gpu-1", phase=Phase.TRAINING)
-    saved = CheckpointSaved(step=80, path="/runs/checkpoint-80")
-    assert render([CLAIMED, saved, requeued])[-1].text == (
+    requeued = JobRequeued(reason="host-lost", host="gpu-1", phase=Phase.TRAINING, step=80)
+    assert render([CLAIMED, requeued])[-1].text == (
         "⚠️ The worker on host `gpu-1` was lost in phase training. The job is back in the queue and resumes from the "
         "checkpoint of step 80 once a worker claims it."
     )
