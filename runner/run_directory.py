@@ -183,7 +183,8 @@ def adopt_checkpoint(run_directory: RunDirectory, former_job: str) -> None:
     scratch = run_directory.job_dir / ".adopted"
     try:
         shutil.rmtree(scratch, ignore_errors=True)
-        (scratch / "checkpoints").mkdir(mode=0o700, parents=True)
+        scratch.mkdir(mode=0o700)
+        (scratch / "checkpoints").mkdir()
         shutil.copytree(checkpoint, scratch / "checkpoints" / checkpoint.name, copy_function=_link)
         for name in ("spec.json", "events.jsonl"):
             if (checkpoint.parents[1] / name).is_file():
