@@ -14,6 +14,7 @@ from bot.render.plan import render_root
 from bot.render.progress import render_progress
 from bot.render.thread import is_progress, render_milestone, render_refusal
 from bot.story import Story, tell
+from runner.errors import JobError
 from runner.event_lines import StoredEvent
 from runner.events import JobQueued, MetricsLogged
 from runner.store import Store
@@ -103,7 +104,7 @@ class JobThread:
         self.closed = False
         """Nothing more will be said: it is finished, was never asked for, or Slack has refused it for a day."""
         self.finished = False
-        """Everything has been said."""
+        """Everything has been said, or nobody knows any more what was to be said."""
         self._store = store
         self._memory = memory
         self._outbox = outbox
@@ -166,7 +167,13 @@ class JobThread:
 
     def _catch_up(self) -> float | None:
         if self._story is None:
-            self._story = Story(self._store.get(self.job_id))
+            try:
+                self._story = Story(self._store.get(self.job_id))
+            except JobError:
+                # It ended so long ago that it has been forgotten between the news of it and now.
+                self.finished = True
+                self._close()
+                return None
         story = self._story
         channel = story.record.origin.get("channel")
         known = self._memory.recall(self.job_id)

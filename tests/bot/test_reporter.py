@@ -408,6 +408,14 @@ def test_a_job_from_the_shell_has_no_thread(stage: Stage, job: JobRecord, demo_s
     assert stage.thread(silent) == []
 
 
+def test_a_job_that_redis_has_forgotten_meanwhile_is_not_asked_for_again(stage: Stage, job: JobRecord) -> None:
+    thread = stage.job_thread(job, DeliveryStore(stage.store.client))
+    stage.store.client.zadd("qlora:finished", {job.id: 1})
+    assert stage.store.forget() == 1
+    assert thread.catch_up() is None
+    assert (thread.finished, thread.closed) == (True, True)
+
+
 def test_only_one_of_two_bots_reports(stage: Stage, job: JobRecord, expected: list[str]) -> None:
     with stage.reporting(), stage.reporting():
         _wait_until(lambda: stage.is_told(job), "the whole thread")
