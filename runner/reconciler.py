@@ -26,7 +26,8 @@ class Reconciliation:
     """What one pass put right."""
 
     expired: tuple[JobRecord, ...]
-    """Jobs whose host went silent: queued again, or cancelled where somebody had asked for it."""
+    """Jobs whose host went silent: queued again, cancelled where somebody had asked for it, or failed where it is the
+    job that loses its hosts (`StoreUpkeep.expire_leases`)."""
     tickets: dict[str, int]
     """Tickets issued, by pool; a pool that lacked none is not in it."""
     forgotten: int

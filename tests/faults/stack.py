@@ -52,14 +52,14 @@ class Stack:
         (made,) = {job.id for job in self.store.jobs(limit=100)} - known
         return self.store.get(made)
 
-    def wait_for_event(self, job_id: str, kind: str, count: int = 1) -> None:
+    def wait_for_event(self, job_id: str, kind: str) -> None:
         def seen() -> bool:
             require_alive([part for part in self.parts if not part.name.startswith("runner")])
             job = self.store.get(job_id)
             kinds = [str(stored.event.kind) for stored in self.store.events(job_id)]
-            if job.is_final and kinds.count(kind) < count:
+            if job.is_final and kind not in kinds:
                 pytest.fail(f"{job_id} is {job.state}: {job.error_message} {job.error_hint}; events {kinds}")
-            return kinds.count(kind) >= count
+            return kind in kinds
 
         self.wait(seen, f"{kind} of {job_id}")
 
