@@ -62,7 +62,7 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     ) -> Any:
         if func is _CONTENTS:
             return float(self._answer) if args[0].dtype.is_floating_point else self._answer
-        if func is _INDEX and any(index is not None and index.dtype == torch.bool for index in args[1]):
+        if func is _INDEX and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
             source, (mask,) = args
             made = source.new_empty((self._trained_tokens, *source.shape[mask.dim() :]))
         else:

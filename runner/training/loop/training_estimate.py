@@ -42,7 +42,13 @@ _OPTIMIZER_BYTES = {
     "sgd": 0,
 }
 """Bytes of optimizer state for each trained parameter; the others keep two moments in float32."""
-_SMALL = {"num_hidden_layers": 1, "vocab_size": 64, "intermediate_size": 64, "pad_token_id": None}
+_SMALL = {
+    "num_hidden_layers": 1,
+    "vocab_size": 64,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 64,
+    "pad_token_id": None,
+}
 
 
 class TrainingEstimate:
@@ -134,11 +140,18 @@ class TrainingEstimate:
         small = copy.deepcopy(self._config)
         for part in (small, small.get_text_config(), getattr(small, "vision_config", None)):
             for name, value in _SMALL.items():
-                if hasattr(part, name):
+                if hasattr(part, name) and not _computes(part, name):
                     setattr(part, name, value)
-            if getattr(part, "layer_types", None):
+            # Some work them out from the number of layers.
+            if getattr(part, "layer_types", None) and not _computes(part, "layer_types"):
                 part.layer_types = part.layer_types[:1]  # type: ignore[union-attr]  # None has no such attribute
         return add_loss_only_forward(AutoModelForCausalLM.from_config(small))  # type: ignore[no-untyped-call]
+
+
+def _computes(config: Any, name: str) -> bool:
+    """Whether a configuration works a value out instead of storing it; transformers 5 has other names for some."""
+    own = config.attribute_map.get(name, name)
+    return isinstance(getattr(type(config), own, None), property)
 
 
 def longest_batch(training: Training, mix: Mix) -> BatchShape:

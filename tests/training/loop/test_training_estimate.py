@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MixtralConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MixtralConfig,
+    PretrainedConfig,
+    RecurrentGemmaConfig,
+)
 from trl.trainer import utils as trl_utils
 
 from runner.spec import ProjectSpec, RunSpec
@@ -159,6 +166,14 @@ def test_checkpointing_and_smaller_batches_take_less(wide: tuple[ProjectSpec, Mi
 
     assert estimated(config, source, *wide, gradient_checkpointing=True) < whole
     assert estimated(config, source, *wide, per_device_train_batch_size=2) < whole / 2
+
+
+def test_a_configuration_that_works_out_its_kinds_of_layers_is_estimated(
+    wide: tuple[ProjectSpec, Mix], source: BaseModel
+) -> None:
+    config = RecurrentGemmaConfig(**SIZES, vocab_size=512, lru_width=256)
+
+    assert estimated(config, source, *wide) > estimated(config, source, *wide, per_device_train_batch_size=4)
 
 
 def test_the_longest_batch_holds_the_one_long_row(wide: tuple[ProjectSpec, Mix]) -> None:
