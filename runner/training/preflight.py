@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,20 +97,9 @@ def _needs(
         step = estimate.bytes_of(weights.rung, tried)
         return None if step is None else own + weights.model_bytes + step + (_KERNEL_BYTES if own else 0)
 
-    whole = needed(training)
-    fitting = None
-    smaller: Training | None = training
-    while whole is not None and available is not None and whole > available and fitting is None:
-        smaller = halve(smaller) if smaller is not None else None
-        if smaller is None:
-            break
-        part = needed(smaller)
-        if part is not None and part <= available:
-            fitting = FittingBatch(
-                per_device_train_batch_size=smaller.per_device_train_batch_size,
-                gradient_accumulation_steps=smaller.gradient_accumulation_steps,
-                training_bytes=part,
-            )
+    whole, fitting = needed(training), None
+    if whole is not None and available is not None and whole > available:
+        fitting = _largest_fitting(needed, training, available)
     return RungNeeds(
         rung=weights.rung,
         load_peak_bytes=own + weights.load_peak_bytes,
@@ -118,6 +107,21 @@ def _needs(
         training_bytes=whole,
         fitting=fitting,
     )
+
+
+def _largest_fitting(
+    needed: Callable[[Training], int | None], training: Training, available: int
+) -> FittingBatch | None:
+    while (smaller := halve(training)) is not None:
+        part = needed(smaller)
+        if part is not None and part <= available:
+            return FittingBatch(
+                per_device_train_batch_size=smaller.per_device_train_batch_size,
+                gradient_accumulation_steps=smaller.gradient_accumulation_steps,
+                training_bytes=part,
+            )
+        training = smaller
+    return None
 
 
 def _available_bytes(device: torch.device, processes: int, own: int) -> int | None:

@@ -7,7 +7,6 @@ it says what shall be tried, and the launcher ends them all and starts them anew
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from runner.training.launcher import BatchTooLargeError
 from runner.training.loading.failure_marks import is_out_of_memory
 from runner.training.loop.checkpoints import Checkpoint
 from runner.training.loop.trainer import AdapterTrainer
+from runner.training.memory import release_memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -141,9 +141,7 @@ def _release(trainer: AdapterTrainer, model: PeftModel) -> None:
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     vars(model).pop("_is_accelerate_prepared", None)
     trainer.accelerator.free_memory()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
 
 
 def _restore(model: PeftModel, start: dict[str, Tensor]) -> None:
