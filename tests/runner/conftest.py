@@ -1,10 +1,11 @@
-"""Scripted children, and a projects folder.
+"""Scripted children, a projects folder, and a host's settings.
 
 A scripted child is a small Python file that stands where the training would, and speaks its protocol.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import textwrap
@@ -18,6 +19,7 @@ import pytest
 from runner.child import EVENTS_FD, Child, Spawn
 from runner.errors import SpecError
 from runner.projects import load_project
+from runner.settings import RunnerSettings, load_settings
 
 PROLOGUE = '''
 import json, os, signal, subprocess, sys, time
@@ -143,6 +145,14 @@ def pretend_installed() -> Callable[[Path, str, str], None]:
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
     return pretend
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> RunnerSettings:
+    """A host with folders of its own; for tests that need no other."""
+    return dataclasses.replace(
+        load_settings({}), output_root=tmp_path / "outputs", state_dir=tmp_path / "state", host="host-a"
+    )
 
 
 CATALOG = """\
