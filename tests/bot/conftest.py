@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 import pytest
 from slack_sdk import WebClient
 
+from bot.render.progress import render_progress
+from bot.render.thread import render_milestone
+from bot.story import Story, tell
 from bot.workspace.server import LocalWorkspace
 from runner.events import (
     AdapterSaved,
@@ -24,9 +27,11 @@ from runner.events import (
     TrainingStarted,
     VersionsReported,
 )
-from runner.jobs import WorkerInfo
+from runner.jobs import JobRecord, WorkerInfo
 from runner.reports import DefectReport, ExactMatch, PackageVersion, Phase, Sample
 from runner.spec import Evaluation, RunSpec
+from runner.store import Claim, Store
+from tests.bot.stage import Stage, finish
 from tests.examples import RECEIPT, SHARE, SUMMARY
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -161,3 +166,40 @@ def good_run() -> tuple[ChildEvent, ...]:
         RunSucceeded(summary=SUMMARY, adapter_path="/runs/adapter", at=AT),
     )
     return events
+
+
+# --- threads to look at ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stage(workspace: LocalWorkspace, web_client: WebClient, store: Store, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """A workspace without a thread. Waits begin at 0.1 s; what Slack asks for is waited for all the same."""
+    monkeypatch.setattr("bot.job_thread.FIRST_WAIT_S", 0.1)
+    return Stage(workspace, web_client, store)
+
+
+@pytest.fixture
+def claim(stage: Stage, demo_spec: RunSpec, worker_info: WorkerInfo) -> Claim:
+    """A job that a worker has just claimed."""
+    stage.submit(demo_spec, "wish-1")
+    claim = stage.store.claim("cpu", worker_info)
+    assert claim is not None
+    return claim
+
+
+@pytest.fixture
+def job(stage: Stage, claim: Claim, good_run: tuple[ChildEvent, ...]) -> JobRecord:
+    """A job that has gone the whole way before anybody reported it."""
+    return finish(stage.store, claim, good_run)
+
+
+@pytest.fixture
+def expected(store: Store, job: JobRecord) -> list[str]:
+    """The texts of the finished job's thread below its root message."""
+    story, texts = Story(job), []
+    for stored in store.events(job.id):
+        message = render_milestone(story, stored, pool_is_served=False)
+        story = tell(story, stored)
+        if message is not None:
+            texts.append(message.text)
+    return [render_progress(story).text if text.startswith("*Training*") else text for text in texts]
