@@ -24,7 +24,8 @@ Errors cross processes as the event fields code, message and hint (`runner.event
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -184,6 +185,15 @@ def joined(errors: Sequence[TrainingError]) -> TrainingError:
     messages = dict.fromkeys(error.message for error in errors)
     hints = dict.fromkeys(error.hint for error in errors if error.hint)
     return type(errors[0])(" ".join(messages), hint=" ".join(hints) or None, code=errors[0].code)
+
+
+@contextmanager
+def noted(refused: list[TrainingError]) -> Iterator[None]:
+    """Add what ends the block to the list and go on behind it; `joined` tells all of the list in the end."""
+    try:
+        yield
+    except TrainingError as error:
+        refused.append(error)
 
 
 class LadderError(TrainingError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.errors import TrainingError, joined
+from runner.errors import TrainingError, joined, noted
 from runner.spec import RunSpec
 from runner.training.data.hub_datasets import pin_datasets
 from runner.training.loading.base_model import BaseModel, locate_base_model
@@ -28,14 +28,10 @@ def reach_sources(spec: RunSpec, models_root: Path) -> tuple[BaseModel, RunSpec]
     """
     refused: list[TrainingError] = []
     source = None
-    try:
+    with noted(refused):
         source = locate_base_model(spec, models_root)
-    except TrainingError as error:
-        refused.append(error)
-    try:
+    with noted(refused):
         spec = pin_datasets(spec)
-    except TrainingError as error:
-        refused.append(error)
     if source is None or refused:
         raise joined(refused) from refused[0]
     if source.revision is not None:

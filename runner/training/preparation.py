@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.errors import TrainingError, joined
+from runner.errors import TrainingError, joined, noted
 from runner.events import ChildEvent, PhaseStarted
 from runner.reports import Phase
 from runner.spec import RunSpec
@@ -97,15 +97,11 @@ def prepare(
         stop.raise_if_set()
     refused: list[TrainingError] = []
     trainable = 0
-    try:
+    with noted(refused):
         model = rehearse(spec, empty, device)
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    except TrainingError as error:
-        refused.append(error)
-    try:
+    with noted(refused):
         mix, questions = _mix(spec, opened, projects_dir, embedding)
-    except TrainingError as error:
-        refused.append(error)
     if refused:
         raise joined(refused) from refused[0]
     emit(mix.event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from runner.errors import TrainingError, joined
+from runner.errors import TrainingError, joined, noted
 from runner.rows import DatasetRows, read_rows
 from runner.spec import DatasetEntry, RunSpec
 from runner.training.data.hub_datasets import load_folder, load_hub_dataset, pin_datasets
@@ -30,10 +30,8 @@ def read_datasets(spec: RunSpec, dataset_ids: Iterable[int], projects_dir: Path)
     read: dict[int, DatasetRows] = {}
     refused: list[TrainingError] = []
     for dataset_id in dataset_ids:
-        try:
+        with noted(refused):
             read[dataset_id] = _read(datasets[dataset_id], projects_dir)
-        except TrainingError as error:
-            refused.append(error)
     if refused:
         raise joined(refused) from refused[0]
     return read

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import Trainer, get_scheduler
 
-from runner.errors import TrainingError, joined
+from runner.errors import TrainingError, joined, noted
 from runner.spec import RunSpec
 from runner.training.loading.rung import require_attention
 from runner.training.loop.arguments import refuse_gpu_optimizer, training_arguments
@@ -43,9 +43,9 @@ def rehearse(spec: RunSpec, model: PreTrainedModel, device: torch.device) -> Pef
     """
     refused: list[TrainingError] = []
     wrapped = None
-    with _noted(refused):
+    with noted(refused):
         wrapped = add_lora(model, spec.project.lora, spec.project.training.seed)
-    with _noted(refused):
+    with noted(refused):
         require_attention(spec.project.training.attn_implementation)
     _try_optimizer(spec, device, refused)
     if wrapped is None or refused:
@@ -53,29 +53,21 @@ def rehearse(spec: RunSpec, model: PreTrainedModel, device: torch.device) -> Pef
     return wrapped
 
 
-@contextmanager
-def _noted(refused: list[TrainingError]) -> Iterator[None]:
-    try:
-        yield
-    except TrainingError as error:
-        refused.append(error)
-
-
 def _try_optimizer(spec: RunSpec, device: torch.device, refused: list[TrainingError]) -> None:
     training, on_cpu = spec.project.training, device.type == "cpu"
     if on_cpu:
         before = len(refused)
-        with _noted(refused):
+        with noted(refused):
             refuse_gpu_optimizer(training)
         if len(refused) > before:
             return
     # Nothing is written there before training begins.
     arguments = training_arguments(training, Path(gettempdir()), "float32", on_cpu=on_cpu)
-    with _noted(refused), _explained(f"training.optim_args = {training.optim_args!r}", f"optim = {training.optim!r}"):
+    with noted(refused), _explained(f"training.optim_args = {training.optim_args!r}", f"optim = {training.optim!r}"):
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
         kind([torch.nn.Parameter(torch.zeros(1))], **options)
     given = f"training.lr_scheduler_kwargs = {dict(training.lr_scheduler_kwargs)}"
-    with _noted(refused), _explained(given, f"lr_scheduler_type = {training.lr_scheduler_type!r}"):
+    with noted(refused), _explained(given, f"lr_scheduler_type = {training.lr_scheduler_type!r}"):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
         schedule = get_scheduler(
             training.lr_scheduler_type,
