@@ -25,6 +25,7 @@ from typing import Any
 
 from runner.training.native_libraries import choose_native_settings
 from tests.benchmarks.sides import import_plain_trl, in_a_fresh_process, our_trainer
+from tests.training.model_folders import copy_tokenizer
 
 WORDS = (
     "what",
@@ -61,9 +62,7 @@ def make_rows(count: int) -> list[dict[str, str]]:
 
 def make_model(folder: Path) -> None:
     """Write the base model: the demo's tokenizer on a larger Llama."""
-    import shutil  # noqa: PLC0415  # all of this only where it is needed: the parent measures nothing
-
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415  # all of this only where it is needed: the parent measures nothing
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
     from runner.training.demo_model import build_demo_model  # noqa: PLC0415
@@ -83,8 +82,7 @@ def make_model(folder: Path) -> None:
     )
     model: Any = LlamaForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(folder.parent / "tokenizer" / name, folder / name)
+    copy_tokenizer(folder.parent / "tokenizer", folder)
 
 
 def measure(side: str, folder: Path, steps: int) -> dict[str, Any]:

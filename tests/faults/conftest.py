@@ -15,6 +15,7 @@ from bot.workspace.client import WorkspaceClient
 from runner.settings import load_settings
 from runner.store import Store
 from tests.faults.stack import PARTS, REPOSITORY, Stack
+from tests.training.model_folders import copy_tokenizer
 from tests.training.stubborn_models import write_model
 
 STUBBORN_PROJECT = """
@@ -60,8 +61,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         with running_parts(settings, PARTS) as parts:
             build_base_model(settings)
             write_model(settings.models_root / "value-reader", "value-reader")
-            for name in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copy(settings.models_root / BASE_MODEL / name, settings.models_root / "value-reader" / name)
+            copy_tokenizer(settings.models_root / BASE_MODEL, settings.models_root / "value-reader")
             wait_for_file(state_dir / "workspace.json", parts)
             wait_for_file(state_dir / "redis.json", parts)
             store = Store.connect(json.loads((state_dir / "redis.json").read_text())["url"])

@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from runner.event_lines import parse_event
 from runner.events import AnyEvent
 from runner.spec import DatasetEntry, ProjectSpec, RunSpec
 from runner.training.demo_model import build_demo_model
+from tests.training.model_folders import copy_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +48,7 @@ def stubborn_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
     root = tmp_path_factory.mktemp("stubborn")
     for name in ("shape-reader", "value-reader"):
         stubborn_models.write_model(root / name, name)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(tiny_model / file, root / name / file)
+        copy_tokenizer(tiny_model, root / name)
     return root
 
 
@@ -65,8 +64,7 @@ def prequantized_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
         dtype=torch.bfloat16,
     )
     model.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / file, folder / file)
+    copy_tokenizer(tiny_model, folder)
     return folder.parent
 
 

@@ -24,6 +24,7 @@ from runner.training.loading import ladder
 from runner.training.loading.protected_load import protected_load
 from runner.training.loading.rung import RungLoader
 from runner.training.stopping import StopRequestedError, StopSwitch
+from tests.training.model_folders import copy_tokenizer
 
 pytestmark = [
     pytest.mark.training,
@@ -32,12 +33,6 @@ pytestmark = [
 ]
 
 Make = Callable[..., RunSpec]
-
-
-@pytest.fixture
-def make(make_spec: Make, tmp_path: Path) -> Make:
-    """Make a specification whose data nobody reads."""
-    return lambda **sections: make_spec(tmp_path / "projects", [{"prompt": "a", "completion": "b"}], **sections)
 
 
 def test_a_model_that_reads_weight_shapes_falls_to_8_bit(make: Make, stubborn_root: Path) -> None:
@@ -112,8 +107,7 @@ def wide_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pat
     )
     model: Any = LlamaForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(root / "wide")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / file, root / "wide" / file)
+    copy_tokenizer(tiny_model, root / "wide")
     return root
 
 

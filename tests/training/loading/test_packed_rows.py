@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from runner.errors import TrainingError
 from runner.spec import RunSpec
 from runner.training.loading.packed_rows import require_rows_apart
 from runner.training.pipeline import train
+from tests.training.model_folders import copy_tokenizer
 
 pytestmark = pytest.mark.training
 
@@ -56,8 +56,7 @@ def test_a_run_that_would_mix_rows_that_shall_stay_apart_does_not_train(
     make_spec: Make, tiny_model: Path, tmp_path: Path, strategy: str, refused: bool
 ) -> None:
     opt(512).save_pretrained(tmp_path / "models" / "tiny")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / file, tmp_path / "models" / "tiny" / file)
+    copy_tokenizer(tiny_model, tmp_path / "models" / "tiny")
     spec = make_spec(
         tmp_path / "projects",
         [{"prompt": f"{number} + 1?", "completion": f"{number + 1}"} for number in range(8)],

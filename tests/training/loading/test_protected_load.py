@@ -35,12 +35,6 @@ Make = Callable[..., RunSpec]
 
 
 @pytest.fixture
-def make(make_spec: Make, tmp_path: Path) -> Make:
-    """Make a specification whose data nobody reads."""
-    return lambda **sections: make_spec(tmp_path / "projects", [{"prompt": "a", "completion": "b"}], **sections)
-
-
-@pytest.fixture
 def broken_root(tmp_path: Path, tiny_model: Path) -> Path:
     """A models root with a copy of the demo's model, `tiny`, for a test to break."""
     shutil.copytree(tiny_model, tmp_path / "models" / "tiny")

@@ -26,6 +26,7 @@ from runner.training.loading.quantization_config import ask_for_rung
 from runner.training.loading.quantized import EffectiveRungError, measure_quantization
 from runner.training.loading.weight_estimate import estimate_weights
 from runner.training.outcome.recipe import render_recipe
+from tests.training.model_folders import copy_tokenizer
 
 pytestmark = [
     pytest.mark.training,
@@ -35,12 +36,6 @@ pytestmark = [
 
 Make = Callable[..., RunSpec]
 UNPACKS_FP8 = Version(transformers.__version__) >= Version("5")
-
-
-@pytest.fixture
-def make(make_spec: Make, tmp_path: Path) -> Make:
-    """Make a specification whose data nobody reads."""
-    return lambda **sections: make_spec(tmp_path / "projects", [{"prompt": "a", "completion": "b"}], **sections)
 
 
 def say_quantized(folder: Path, stored: dict[str, Any]) -> None:
@@ -240,8 +235,7 @@ def test_mxfp4_files_are_turned_into_floating_point(
     torch.manual_seed(0)
     model: Any = GptOssForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(root / "oss")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / file, root / "oss" / file)
+    copy_tokenizer(tiny_model, root / "oss")
     tensors, expected = load_file(root / "oss" / "model.safetensors"), {}
     for name, rows in (("gate_up_proj", 2 * width), ("down_proj", width)):
         key = f"model.layers.0.mlp.experts.{name}"

@@ -1,6 +1,5 @@
 """What escapes quantization is named and counted."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers.models.mixtral import modeling_mixtral
 
 from runner.reports import LoadReceipt
 from runner.spec import RunSpec
+from tests.training.model_folders import copy_tokenizer
 
 pytestmark = pytest.mark.training
 
@@ -23,11 +23,9 @@ FUSES_EXPERTS = Version(transformers.__version__) >= Version("5")
 
 
 @pytest.fixture
-def make(make_spec: Make, tmp_path: Path) -> Make:
-    """Make a specification of the mixture of experts, whose data nobody reads."""
-    return lambda **sections: make_spec(
-        tmp_path / "projects", [{"prompt": "a", "completion": "b"}], base_model="experts", **sections
-    )
+def make(make: Make) -> Make:
+    """Make a specification of the mixture of experts."""
+    return lambda **sections: make(base_model="experts", **sections)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +45,7 @@ def experts_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     )
     model: Any = MixtralForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(root / "experts")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / file, root / "experts" / file)
+    copy_tokenizer(tiny_model, root / "experts")
     return root
 
 

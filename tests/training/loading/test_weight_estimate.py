@@ -16,6 +16,7 @@ from runner.training.loading.base_model import BaseModel
 from runner.training.loading.protected_load import protected_load
 from runner.training.loading.quantized import EffectiveRungError
 from runner.training.loading.weight_estimate import WeightEstimate, estimate_weights
+from tests.training.model_folders import copy_tokenizer
 
 pytestmark = [
     pytest.mark.training,
@@ -44,8 +45,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         factory: Any = AutoModelForCausalLM  # transformers leaves its methods bare
         model = factory.from_config(AutoConfig.for_model(model_type, **values))
         model.save_pretrained(root / model_type)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(tiny_model / file, root / model_type / file)
+        copy_tokenizer(tiny_model, root / model_type)
     return root
 
 

@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from runner.errors import TrainingError
 from runner.event_lines import parse_event
@@ -25,6 +23,7 @@ from runner.training.loop.callbacks import Checkpoints, Progress
 from runner.training.loop.checkpoints import Checkpoint, describe_run, newest_checkpoint
 from runner.training.loop.lora import add_lora
 from runner.training.loop.trainer import AdapterTrainer, build_trainer
+from tests.training.too_little_memory import too_little_memory
 
 MakeSpec = Callable[..., RunSpec]
 SCRIPT = Path(__file__).parents[1] / "limited_child.py"
@@ -97,25 +96,6 @@ class Run:
         return [(event.step, event.per_device_train_batch_size, event.resumed_from_step) for event in halved]
 
 
-@contextmanager
-def _too_little_memory(model: torch.nn.Module, fails: Callable[[int], bool]) -> Iterator[None]:
-    """Make torch fail to allocate in the forward passes of batches of which `fails` is true."""
-    failed: list[int] = []
-
-    def allocate(_module: Any, _arguments: Any, keywords: dict[str, Any]) -> None:
-        rows = len(keywords["input_ids"])
-        if fails(rows) and model.training:
-            failed.append(rows)
-            torch.empty(2**60, dtype=torch.uint8)
-
-    handle = model.register_forward_pre_hook(allocate, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-    assert failed
-
-
 def _train(spec: RunSpec, models_root: Path, projects_dir: Path, run_dir: Path, *, fails: Any = None) -> Run:
     run = Run()
     training = spec.project.training
@@ -151,7 +131,7 @@ def _train(spec: RunSpec, models_root: Path, projects_dir: Path, run_dir: Path, 
         if fails is None:
             go()
         else:
-            with _too_little_memory(model, fails):
+            with too_little_memory(model, lambda rows: fails(rows) and model.training):
                 go()
     return run
 

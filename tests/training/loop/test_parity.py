@@ -1,6 +1,5 @@
 """One seed, one model, the same rows: our loss curve is that of a plain TRL script."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from runner.training.loading.protected_load import protected_load
 from runner.training.loop.lora import add_lora
 from runner.training.loop.loss import AS_TRL_1
 from runner.training.loop.trainer import build_trainer
+from tests.training.model_folders import copy_tokenizer
 
 MakeSpec = Callable[..., RunSpec]
 STEPS = 6
@@ -129,8 +129,7 @@ def test_a_model_whose_quantized_layers_have_biases_trains_as_in_a_plain_trl_scr
     for bias in biases:
         torch.nn.init.normal_(bias, std=0.1)
     model.to(torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / name, folder / name)
+    copy_tokenizer(tiny_model, folder)
     spec = make_spec(
         tmp_path, ROWS, base_model="qwen2", training=TRAINING, lora=LORA, quantization={"ladder": ["4bit"]}
     )

@@ -1,13 +1,11 @@
 """Evaluations that do not fit into memory, for real: allocations that fail."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from runner.events import Evaluated
 from runner.spec import RunSpec
@@ -18,6 +16,7 @@ from runner.training.loop.trainer import build_trainer
 from runner.training.outcome.evaluation import Questions, evaluate, prepare_questions
 from runner.training.outcome.fitting import Fitting
 from runner.training.stopping import StopSwitch
+from tests.training.too_little_memory import too_little_memory
 
 pytestmark = pytest.mark.training
 
@@ -31,18 +30,17 @@ class Asked:
     mix: Mix
     questions: Questions
 
-    def evaluate(self, most_rows: int | None = None) -> Evaluated:
-        """Ask it, with room for so many rows at once."""
-        with _room_for(self.held.model, most_rows):
-            return evaluate(
-                self.held.model,
-                self.held.tokenizer,
-                self.questions,
-                when="before",
-                stop=StopSwitch(),
-                held_out=self.mix.held_out,
-                batch_size=8,
-            )
+    def evaluate(self) -> Evaluated:
+        """Ask it, 8 rows at once."""
+        return evaluate(
+            self.held.model,
+            self.held.tokenizer,
+            self.questions,
+            when="before",
+            stop=StopSwitch(),
+            held_out=self.mix.held_out,
+            batch_size=8,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -72,30 +70,13 @@ def asked(
         yield Asked(spec, held, mix, prepare_questions(spec, held.tokenizer, folder, as_chat=mix.as_chat))
 
 
-@contextmanager
-def _room_for(model: torch.nn.Module, rows: int | None) -> Iterator[None]:
-    """Make torch fail to allocate in forward passes of more rows than this."""
-    failed: list[int] = []
-
-    def allocate(_module: Any, _arguments: Any, keywords: dict[str, Any]) -> None:
-        if rows is not None and len(keywords["input_ids"]) > rows:
-            failed.append(len(keywords["input_ids"]))
-            torch.empty(2**60, dtype=torch.uint8)
-
-    handle = model.register_forward_pre_hook(allocate, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-    assert (rows is None) == (not failed)
-
-
 def test_an_evaluation_that_does_not_fit_halves_its_rows_and_measures_the_same(
     asked: Asked, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = asked.evaluate()
 
-    pieces = asked.evaluate(most_rows=3)
+    with too_little_memory(asked.held.model, lambda rows: rows > 3):
+        pieces = asked.evaluate()
 
     assert [(trait.rows, trait.tokens) for trait in pieces.held_out] == [(4, whole.held_out[0].tokens)]
     assert pieces.held_out[0].loss == pytest.approx(whole.held_out[0].loss, rel=1e-6)
@@ -119,13 +100,13 @@ def test_an_evaluation_in_mid_training_that_does_not_fit_measures_the_same(asked
     )
     whole = trainer.evaluate()["eval_loss"]
 
-    with _room_for(asked.held.model, 1):
+    with too_little_memory(asked.held.model, lambda rows: rows > 1):
         assert trainer.evaluate()["eval_loss"] == pytest.approx(whole, rel=1e-6)
 
 
 def test_a_row_that_does_not_fit_ends_the_evaluation(asked: Asked) -> None:
-    with pytest.raises(RuntimeError, match="allocate"):
-        asked.evaluate(most_rows=0)
+    with pytest.raises(RuntimeError, match="allocate"), too_little_memory(asked.held.model, lambda _: True):
+        asked.evaluate()
 
 
 def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:

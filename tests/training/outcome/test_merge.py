@@ -26,6 +26,7 @@ from runner.training.loop.lora import add_lora, without_peft_noise
 from runner.training.outcome import merge as merging
 from runner.training.outcome.merge import merge
 from runner.training.outcome.verify import probe_logits
+from tests.training.model_folders import copy_tokenizer
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(180)]
 
@@ -108,8 +109,7 @@ def make_adapter(finished_child: Any, tmp_path: Path) -> Callable[..., Path]:
         LlamaForCausalLM(config).save_pretrained(tmp_path / "models" / "base")
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "base", dtype=torch.bfloat16)
         made = finished_child.run_dir / "adapter"
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(made / name, tmp_path / "models" / "base" / name)
+        copy_tokenizer(made, tmp_path / "models" / "base")
         adapter = Path(shutil.copytree(made, tmp_path / "job" / "adapter"))
         model = add_lora(base, Lora(modules_to_save=modules_to_save), seed=1)
         for parameter in model.parameters():
