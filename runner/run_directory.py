@@ -189,7 +189,10 @@ def adopt_checkpoint(run_directory: RunDirectory, former_job: str) -> None:
         for name in ("spec.json", "events.jsonl"):
             if (checkpoint.parents[1] / name).is_file():
                 shutil.copyfile(checkpoint.parents[1] / name, scratch / name)
+        # The marker of a complete checkpoint comes along, so nothing may stand here that a power cut could empty.
+        flush_to_disk(scratch)
         scratch.rename(run_directory.job_dir / "attempt-0")
+        flush_folder(run_directory.job_dir)
     except OSError as error:
         raise _unusable(run_directory.job_dir, error) from error
 

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from runner.errors import UnavailableError
-from runner.run_directory import RunDirectory, checkpoint_step, create_attempt, newest_checkpoint, open_attempt
+from runner.run_directory import (
+    RunDirectory,
+    adopt_checkpoint,
+    checkpoint_step,
+    create_attempt,
+    newest_checkpoint,
+    open_attempt,
+)
 from runner.spec import RunSpec
 
 
@@ -137,3 +145,23 @@ def test_publishing_without_an_adapter_keeps_the_former_one(tmp_path: Path, run_
         open_attempt(tmp_path, run_spec).publish()
 
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_text() == "old"
+
+
+def test_a_checkpoint_that_is_taken_over_is_on_the_disk_before_it_can_be_found(
+    tmp_path: Path, run_spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(create_attempt(tmp_path, run_spec, "tiny-abcde", 1), 3)
+    retry = create_attempt(tmp_path, run_spec, "tiny-fghij", 1)
+    taken_over, fsync = retry.job_dir / "attempt-0", os.fsync
+    before: set[int] = set()
+
+    def flush(descriptor: int) -> None:
+        fsync(descriptor)
+        if not taken_over.exists():
+            before.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    adopt_checkpoint(retry, "tiny-abcde")
+
+    assert retry.newest_checkpoint() == taken_over / "checkpoints" / "checkpoint-3"
+    assert {path.stat().st_ino for path in (taken_over, *taken_over.rglob("*"))} <= before
