@@ -173,7 +173,7 @@ class Store(StoreSwitches):
                 event=JobQueued(position=1, pool=pool).model_dump_json(),
             )
             if status == "refused":
-                raise self._limit_reached(answer, pool, submitted_by)
+                raise _limit_reached(pool, submitted_by, *answer)
             if status == "ok":
                 return read_job(answer)
 
@@ -208,15 +208,6 @@ class Store(StoreSwitches):
         if status == "finished":
             raise JobError(f"Job {job_id} is over: it has {_PAST[answer]}.", code="job-finished")
         return read_job(legal(status, answer))
-
-    def _limit_reached(self, name: str, pool: str, submitted_by: str) -> PolicyError:
-        most = getattr(self.limits(pool), name)
-        who = f"{submitted_by} has" if name == "max_queued_per_user" else "It has"
-        return PolicyError(
-            f"Pool {pool!r} takes no more jobs now. {who} {most} waiting there, which is the limit.",
-            hint=f"Start it again when one of them runs, or stop one. The operator's limit is {name} = {most}.",
-            code="limit-reached",
-        )
 
     # --- what an attempt does ------------------------------------------------------------------------------------
 
@@ -318,3 +309,12 @@ def _write_id(claim: Claim, text: str) -> str:
 
 def _lost(claim: Claim) -> LostLease:
     return LostLease(f"Attempt {claim.job.attempt} no longer holds job {claim.job.id}.")
+
+
+def _limit_reached(pool: str, submitted_by: str, name: str, waiting: int, most: int) -> PolicyError:
+    who = submitted_by if name == "max_queued_per_user" else "It"
+    return PolicyError(
+        f"Pool {pool!r} takes no more jobs now. {who} has {waiting} waiting there, and the limit is {most}.",
+        hint=f"Start it again when fewer wait, or stop one. The operator's limit is {name} = {most}.",
+        code="limit-reached",
+    )

@@ -9,11 +9,11 @@ if redis.call("EXISTS", job_key(args.job)) == 1 then
 end
 
 local pool, who = args.fields.pool, args.fields.submitted_by
-if redis.call("ZCARD", own_queue(pool, who)) >= limit(pool, "max_queued_per_user") then
-    return { "refused", "max_queued_per_user" }
-end
-if redis.call("ZCARD", key("queue", pool)) >= limit(pool, "max_queued") then
-    return { "refused", "max_queued" }
+for _, queue in ipairs({ { "max_queued_per_user", own_queue(pool, who) }, { "max_queued", key("queue", pool) } }) do
+    local waiting, most = redis.call("ZCARD", queue[2]), limit(pool, queue[1])
+    if waiting >= most then
+        return { "refused", { queue[1], waiting, most } }
+    end
 end
 
 local number = redis.call("HINCRBY", key("counters"), "number", 1)

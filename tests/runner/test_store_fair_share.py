@@ -150,16 +150,18 @@ def test_no_more_jobs_run_in_a_pool_than_its_limit(store: Store, submit_job: Sub
 @pytest.mark.parametrize(
     ("limits", "told"),
     [
-        (PoolLimits(max_queued_per_user=2), "A has 2 waiting there"),
-        (PoolLimits(max_queued=2), "It has 2 waiting there"),
+        (PoolLimits(max_queued_per_user=2), "A has 2 waiting there, and the limit is 2"),
+        (PoolLimits(max_queued=2), "It has 2 waiting there, and the limit is 2"),
+        # Somebody has lowered it.
+        (PoolLimits(max_queued=1), "It has 2 waiting there, and the limit is 1"),
     ],
 )
 def test_a_full_queue_takes_no_further_job_but_repeats_the_answer_to_an_earlier_one(
     store: Store, submit_job: Submit, some_worker: WorkerInfo, limits: PoolLimits, told: str
 ) -> None:
-    store.set_limits(some_worker.pool, limits)
     first = submit_job(submitted_by="A", request_id="first")
     submit_job(submitted_by="A")
+    store.set_limits(some_worker.pool, limits)
 
     with pytest.raises(PolicyError, match=told) as caught:
         submit_job(submitted_by="A")
