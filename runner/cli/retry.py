@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
             spec,
             submitted_by=login_name(),
             # Its thread opens in the channel of the former one's.
-            origin={name: former.origin[name] for name in ("channel",) if name in former.origin},
+            origin={"channel": former.origin["channel"]} if "channel" in former.origin else {},
             request_id=uuid4().hex,
             priority=former.priority,
             retry_of=former.id,
