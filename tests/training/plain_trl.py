@@ -1,6 +1,6 @@
 """A plain TRL script, as its documentation shows one: the reference that our training is compared with.
 
-It uses nothing of ours. `train` is its whole content; tests call it in their own process, the benchmark in a fresh one.
+It uses nothing of ours. Tests build its trainer in their own process, benchmarks in a fresh one.
 """
 
 from __future__ import annotations
