@@ -24,6 +24,7 @@ from runner.training.loading import ladder
 from runner.training.loading.protected_load import protected_load
 from runner.training.loading.rung import RungLoader
 from runner.training.stopping import StopRequestedError, StopSwitch
+from tests.training.alone import passed_alone
 from tests.training.model_folders import copy_tokenizer
 
 pytestmark = [
@@ -116,9 +117,12 @@ def look_at_a_shape(self: Any, **_: Any) -> None:
     self.model.layers[0].mlp.up_proj.weight.view(7, 7)
 
 
+@pytest.mark.timeout(300)
 def test_what_a_failed_rung_held_is_given_back_and_measured(
-    make: Make, wide_root: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, make: Make, wide_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if passed_alone(request):
+        return
     spec = make(base_model="wide", quantization={"ladder": ["8bit", "none"]})
     receipt, _ = load(spec, wide_root)
     assert receipt.steady_bytes is not None
@@ -126,7 +130,6 @@ def test_what_a_failed_rung_held_is_given_back_and_measured(
     assert receipt.load_peak_bytes is not None
     assert receipt.load_peak_bytes > receipt.steady_bytes * 0.9
     monkeypatch.setattr(LlamaForCausalLM, "forward", look_at_a_shape)
-    failing_load(spec, wide_root)  # What libraries import and compile for the first failure stays, and is no model.
     _, events = failing_load(spec, wide_root)
     for event in failed_rungs(events):
         assert event.failed.held_bytes is not None

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from transformers import (
     MixtralConfig,
     PretrainedConfig,
     RecurrentGemmaConfig,
+    RwkvConfig,
 )
 from trl.trainer import utils as trl_utils
 
@@ -30,6 +28,7 @@ from runner.training.loop.lora import add_lora
 from runner.training.loop.trainer import build_trainer
 from runner.training.loop.training_estimate import TrainingEstimate, longest_batch
 from runner.training.memory import MemoryMeter, release_memory
+from tests.training.alone import passed_alone
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(400)]
 
@@ -88,19 +87,6 @@ def train(config: PretrainedConfig, source: BaseModel, project: ProjectSpec, mix
     return meter.peak_bytes
 
 
-ALONE = "STEP_MEMORY_ALONE"
-"""Set in the process of a test that measures its own memory."""
-
-
-def run_alone(test: str, folder: Path) -> None:
-    """Run a test in a fresh process: one that has run many others holds freed memory, which hides what a step takes."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {ALONE: "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
-
-
 @pytest.fixture
 def heap_without_holes() -> Iterator[None]:
     """Let glibc give every large tensor pages of its own, which go back when it is gone; its heap keeps holes."""
@@ -131,8 +117,7 @@ def test_the_estimate_of_a_larger_batch_is_near_what_real_steps_take(
     source: BaseModel,
     tmp_path: Path,
 ) -> None:
-    if ALONE not in os.environ:
-        run_alone(request.node.nodeid, request.config.rootpath)
+    if passed_alone(request):
         return
     project, mix = wide
     config = make_config()
@@ -190,3 +175,14 @@ def test_code_that_asks_for_numbers_gives_no_estimate(wide: tuple[ProjectSpec, M
     estimate = TrainingEstimate(source, config, *wide, compute_dtype=torch.bfloat16, device=CPU)
 
     assert estimate.bytes_of("none") is None
+
+
+def test_code_that_fails_without_data_gives_no_estimate_and_says_why_in_the_log(
+    wide: tuple[ProjectSpec, Mix], source: BaseModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    # It divides by the number of its layers less one, and a step is tried with one layer.
+    config = RwkvConfig(hidden_size=64, attention_hidden_size=64, num_hidden_layers=2, vocab_size=512)
+    estimate = TrainingEstimate(source, config, *wide, compute_dtype=torch.bfloat16, device=CPU)
+
+    assert estimate.bytes_of("none") is None
+    assert "ZeroDivisionError" in caplog.text
