@@ -17,6 +17,7 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
     active:<pool>:<who> set     the same of one submitter
     limits:<pool>       hash    `PoolLimits`
     freeze              string  JSON `Freeze`, while everything is frozen
+    declined:<host>     zset    job id -> until when this host claims it no more, µs
     drains              hash    host -> JSON `Drain`, while it takes no new jobs
     leases              zset    job id -> when its lease runs out, µs
     finished            zset    job id -> when it ended, µs

@@ -11,19 +11,22 @@ end
 if redis.call("EXISTS", key("freeze")) == 1 or redis.call("HEXISTS", key("drains"), args.host) == 1 then
     return { "none" }
 end
-local first = redis.call("ZRANGE", key("turns", args.pool), 0, 0, "WITHSCORES")
-if not first[1] or tonumber(first[2]) >= BLOCKED then
-    return { "none" }
-end
 if redis.call("SCARD", key("active", args.pool)) >= limit(args.pool, "max_running") then
     return { "none" }
 end
-local job = redis.call("ZRANGE", own_queue(args.pool, first[1]), 0, 0)[1]
-if not may_move(job, "running") then
-    return { "illegal", field(job, "state") }
-end
 
 local now = now_us()
+local function suits(job)
+    if not is_job(job, args.pool) or not may_move(job, "running") then
+        return false
+    end
+    return tonumber(redis.call("ZSCORE", key("declined", args.host), job) or 0) <= now
+end
+local job = first_in_turn(args.pool, suits)
+if not job then
+    return { "none" }
+end
+
 -- Tied to the clock, so that a token can never come twice, even when Redis has lost its last second of writes.
 local token = whole(math.max(now, tonumber(redis.call("HGET", key("counters"), "token") or 0) + 1))
 redis.call("HSET", key("counters"), "token", token)

@@ -30,6 +30,15 @@ local function field(job, name)
     return redis.call("HGET", job_key(job), name)
 end
 
+-- Whether something is a job of a pool. Whoever else writes to this Redis may have left a name in the queue that is none;
+-- it must not hold up the others.
+local function is_job(job, pool)
+    if redis.call("TYPE", job_key(job)).ok ~= "hash" or field(job, "pool") ~= pool then
+        return false
+    end
+    return field(job, "submitted_by") and tonumber(field(job, "number") or nil) and tonumber(field(job, "place") or nil)
+end
+
 local function set_fields(job, fields)
     for name, value in pairs(fields) do
         redis.call("HSET", job_key(job), name, value)
@@ -59,7 +68,8 @@ local function owns(job, token)
 end
 
 local function may_move(job, to)
-    return args.transitions[field(job, "state")][to] ~= nil
+    local following = args.transitions[field(job, "state")]
+    return following ~= nil and following[to] ~= nil
 end
 
 local function is_final(state)
@@ -209,6 +219,35 @@ local function position(job)
         before = before + (level >= most and math.max(ahead, unblocked) or math.min(ahead, unblocked))
     end
     return before + 1
+end
+
+-- The queued job of a pool that comes first of those that `suits(job)`; nothing where none does or all are blocked.
+local function first_in_turn(pool, suits)
+    local best, best_turn = nil, BLOCKED
+    local most, count = limit(pool, "max_running_per_user"), 0
+    while true do
+        local who, ahead = unpack(redis.call("ZRANGE", key("turns", pool), count, count, "WITHSCORES"))
+        -- A submitter's later jobs never come before his first.
+        if not who or tonumber(ahead) >= best_turn then
+            return best
+        end
+        local index = 0
+        while true do
+            local job, place = unpack(redis.call("ZRANGE", own_queue(pool, who), index, index, "WITHSCORES"))
+            if not job then
+                break
+            end
+            if suits(job) then
+                local own_turn = turn(tonumber(place), running(pool, who), seat(pool, who), most)
+                if own_turn < best_turn then
+                    best, best_turn = job, own_turn
+                end
+                break
+            end
+            index = index + 1
+        end
+        count = count + 1
+    end
 end
 
 local function is_active(state)
