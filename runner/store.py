@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 from uuid import uuid4
 
 from runner.errors import JobError, PolicyError, UnavailableError
@@ -184,11 +184,9 @@ class Store(StoreSwitches):
         Raises:
             JobError: `job-not-found`.
         """
-        self.get(job_id)
-        if origin:
-            with redis_at_hand():
-                fields: Any = origin_fields(origin)
-                self.client.hset(self._key("job", job_id), mapping=fields)
+        status, _ = self._run("origin", job=job_id, fields=origin_fields(origin))
+        if status == "missing":
+            raise self._not_found(job_id)
 
     def request_stop(self, job_id: str, by: str) -> JobRecord:
         """End a queued job for good, or ask the running attempt to stop; asking again changes nothing.

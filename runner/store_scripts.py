@@ -13,7 +13,7 @@ from runner.jobs import TRANSITIONS
 
 _NAMES = (
     "submit", "claim", "renew", "append", "finish", "requeue", "expire", "stop", "settled",
-    "position", "order", "claimable", "limits", "events", "forget", "align",
+    "position", "order", "claimable", "limits", "events", "forget", "align", "origin",
 )  # fmt: skip
 _TRANSITIONS = {state: dict.fromkeys(following, True) for state, following in TRANSITIONS.items()}
 

@@ -6,12 +6,14 @@ Names: max_running, max_running_per_user, max_queued, max_queued_per_user; `name
 from __future__ import annotations
 
 import argparse
+import sys
 
 from pydantic import ValidationError
 
 from runner.cli.jobs_store import jobs_store
 from runner.errors import UsageError
 from runner.pools import PoolLimits
+from runner.store import Store
 from runner.suggestions import nearest
 
 
@@ -28,9 +30,19 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.changes:
             limits = _changed(limits, arguments.changes)
             store.set_limits(arguments.pool, limits)
+            _tell_when_unknown(store, arguments.pool)
     for name, most in limits:
         print(f"{name:<20} {'none' if most is None else most}")
     return 0
+
+
+def _tell_when_unknown(store: Store, pool: str) -> None:
+    """A pool may have limits before it has jobs; but mostly such a name is misspelled."""
+    known = {*store.pools(), *(worker.pool for worker in store.workers())}
+    if pool not in known:
+        near = nearest(pool, known)
+        question = f" Did you mean {near}? Then take these back with {pool} and name=none." if near else ""
+        sys.stderr.write(f"Pool {pool!r} has had no job and no worker so far.{question}\n")
 
 
 def _changed(limits: PoolLimits, changes: list[str]) -> PoolLimits:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from uuid import uuid4
 
-from runner.cli.jobs_store import jobs_store, login_name
+from runner.cli.jobs_store import call_a_worker, jobs_at, login_name
 from runner.cli.project import read_overrides
-from runner.embedded_redis import resolve_redis_url
-from runner.errors import UnavailableError
 from runner.job_names import find_job
-from runner.queue import build_broker, issue_ticket
 from runner.retrying import retry_spec
 from runner.settings import load_settings
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check and queue the new job, and say where it stands."""
     settings = load_settings()
     overrides = read_overrides(arguments.overrides)
-    with jobs_store() as store:
+    with jobs_at() as (store, url):
         former = find_job(store, arguments.job)
         spec = retry_spec(settings.projects_dir, former, overrides, resume=arguments.resume)
         job = store.submit(
@@ -43,15 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
         )
         position = store.position(job.id)
-        broker = build_broker(resolve_redis_url(settings))
-        try:
-            issue_ticket(broker, job.pool)
-        except UnavailableError as error:
-            # The job stands; a reconciler issues what is missing.
-            logger.warning("%s: no ticket yet: %s", job.id, error.message)
-        finally:
-            broker.close()
-            broker.client.close()
+        call_a_worker(url, job.id, job.pool)
     how = f", from its checkpoint of step {former.checkpoint_step}" if arguments.resume else ""
     print(f"Queued {job.id} in pool {job.pool}, a retry of {former.id}{how}.")
     if position is not None:

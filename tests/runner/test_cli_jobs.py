@@ -168,6 +168,15 @@ def test_limits_are_set_one_by_one_and_shown(store: Store, capsys: Capture) -> N
     ]
 
 
+def test_limits_of_a_pool_that_nobody_has_heard_of_say_so(submit_job: Submit, capsys: Capture) -> None:
+    submit_job()
+
+    assert main(["limits", "cpuu", "max_queued=5"]) == 0
+    assert "Did you mean cpu?" in capsys.readouterr().err
+    assert main(["limits", "cpu", "max_queued=5"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -107,6 +107,7 @@ def test_set_origin_of_an_unknown_job_is_refused(store: Store) -> None:
         store.set_origin("demo-aaaaa", {"ts": "1"})
 
     assert caught.value.code == "job-not-found"
+    assert store.client.keys() == []
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
