@@ -10,7 +10,7 @@ from dramatiq.brokers.redis import RedisBroker
 from runner.queue import ACTOR_NAME, queue_name
 
 
-def declare_look_for_work(broker: RedisBroker, pool: str, look: Callable[[str], None]) -> dramatiq.Actor[[str], None]:
+def declare_look_for_work(broker: RedisBroker, pool: str, look: Callable[[str], None]) -> dramatiq.Actor[..., None]:
     """Put the actor of one pool on a broker.
 
     Args:
@@ -19,7 +19,8 @@ def declare_look_for_work(broker: RedisBroker, pool: str, look: Callable[[str], 
         look: Claims and runs at most one job of the pool it is given.
     """
 
-    def look_for_work(pool: str) -> None:
+    def look_for_work(**_: str) -> None:
+        # A worker serves one pool, whatever a message says.
         look(pool)
 
     declare = dramatiq.actor(broker=broker, actor_name=ACTOR_NAME, queue_name=queue_name(pool))
