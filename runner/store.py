@@ -35,6 +35,7 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import Self
 from uuid import uuid4
@@ -54,12 +55,22 @@ from runner.jobs import JobRecord, JobState, Priority, WorkerInfo, new_job_id
 from runner.redis_client import build_client, redis_at_hand
 from runner.settings import Retention
 from runner.spec import RunSpec
-from runner.store_records import SCHEMA_VERSION, as_fields, origin_fields, outcome_fields, progress_fields, read_job
+from runner.store_records import (
+    SCHEMA_VERSION,
+    as_fields,
+    origin_fields,
+    outcome_fields,
+    progress_fields,
+    read_job,
+    written_by_newer,
+)
 from runner.store_scripts import IllegalMoveError, legal
 from runner.store_switches import StoreSwitches
 from runner.store_upkeep import events_of_giving_back
 
 __all__ = ["Claim", "IllegalMoveError", "LostLease", "Renewal", "Store"]
+
+_log = logging.getLogger(__name__)
 
 _RANKS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
 _ENDS: dict[type[FinalEvent], JobState] = {
@@ -193,6 +204,7 @@ class Store(StoreSwitches):
 
         Raises:
             JobError: `job-not-found`, or `job-finished` when it is over.
+            UnavailableError: Also where a newer version of this software submitted it.
         """
         status, answer = self._run(
             "stop",
@@ -204,6 +216,8 @@ class Store(StoreSwitches):
         )
         if status == "missing":
             raise self._not_found(job_id)
+        if status == "newer":
+            raise written_by_newer(job_id)
         if status == "finished":
             raise JobError(f"Job {job_id} is over: it has {_PAST[answer]}.", code="job-finished")
         return read_job(legal(status, answer))
@@ -212,6 +226,8 @@ class Store(StoreSwitches):
 
     def claim(self, pool: str, worker: WorkerInfo, *, request_id: str | None = None) -> Claim | None:
         """Take the next queued job of a pool. None when there is none, or limits, a freeze or a drain forbid it.
+
+        A job that a newer version of this software submitted is left to a newer worker, and the next one taken.
 
         Higher priorities come first. Within one, submitters take turns: first comes who has the fewest jobs running in
         this pool, of those whoever came or was served longest ago; of one submitter's jobs the one that waits longest.
@@ -232,6 +248,9 @@ class Store(StoreSwitches):
             lease_us=self._lease_us,
             event=event.model_dump_json(),
         )
+        if status == "newer":
+            _log.warning("%s It stays in the queue of pool %s for a worker that can.", written_by_newer(answer), pool)
+            return None
         if status == "none":
             return None
         return Claim(read_job(legal(status, answer)), int(as_fields(answer)["token"]))

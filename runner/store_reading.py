@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import chain
 from typing import Any
@@ -16,8 +17,10 @@ from runner.jobs import FINAL_STATES, JobRecord, JobState, WorkerInfo
 from runner.pools import Drain, Freeze, PoolLimits
 from runner.redis_client import redis_at_hand
 from runner.settings import Retention
-from runner.store_records import microseconds, read_job
+from runner.store_records import SCHEMA_VERSION, microseconds, read_job, written_by_newer
 from runner.store_scripts import StoreScripts
+
+_log = logging.getLogger(__name__)
 
 MAX_BLOCK_MS = 5000
 """The longest `StoreReader.feed` waits; below the client's socket timeout."""
@@ -47,6 +50,7 @@ class StoreReader:
         self.lease_s = lease_s
         self.retention = retention
         self._prefix = prefix
+        self._told_newer: set[str] = set()
         self._scripts = StoreScripts(client, prefix, keep_events=retention.events)
 
     def get(self, job_id: str) -> JobRecord:
@@ -54,11 +58,13 @@ class StoreReader:
 
         Raises:
             JobError: `job-not-found`, with the nearest id as a hint.
+            UnavailableError: Also where a newer version of this software wrote it.
         """
-        found = self._records([job_id])
-        if not found:
+        with redis_at_hand():
+            fields: Any = self.client.hgetall(self._key("job", job_id))
+        if not fields:
             raise self._not_found(job_id)
-        return found[0]
+        return read_job(fields)
 
     def jobs(self, limit: int = 20, states: Iterable[JobState] | None = None) -> list[JobRecord]:
         """Read the newest jobs first, all or those in some states."""
@@ -187,7 +193,16 @@ class StoreReader:
             for job_id in job_ids:
                 pipeline.hgetall(self._key("job", job_id))
             found: list[Any] = pipeline.execute()
-        return [read_job(fields) for fields in found if fields]
+        return list(self._readable(fields for fields in found if fields))
+
+    def _readable(self, rows: Iterable[dict[str, str]]) -> Iterator[JobRecord]:
+        """What a newer version wrote is left out, and said once: it must not hide all others."""
+        for fields in rows:
+            if int(fields["schema_version"]) <= SCHEMA_VERSION:
+                yield read_job(fields)
+            elif fields["id"] not in self._told_newer:
+                self._told_newer.add(fields["id"])
+                _log.warning("%s Until then it is left out here.", written_by_newer(fields["id"]))
 
     def _not_found(self, job_id: str) -> JobError:
         near = difflib.get_close_matches(job_id, [job.id for job in self.jobs(limit=200)], n=1)

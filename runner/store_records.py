@@ -18,7 +18,8 @@ from runner.reports import RunSummary
 from runner.spec import RunSpec
 
 SCHEMA_VERSION = 1
-"""Raised when an older process could misread what a newer one writes."""
+"""Raised when an older process could misread what a newer one writes. Every step that moves a job compares it first
+(`readable` in `lua/common.lua`), so that an older process leaves a newer job where it is."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -62,6 +63,13 @@ def outcome_fields(event: FinalEvent) -> dict[str, str]:
             return {}
 
 
+def written_by_newer(job_id: str) -> UnavailableError:
+    """What this process says of a job that it cannot read."""
+    return UnavailableError(
+        f"Job {job_id} was written by a newer version of this software.", hint="Update this process."
+    )
+
+
 def read_job(reply: Any) -> JobRecord:
     """Build the record; fields of the store's own and unknown ones are left out.
 
@@ -70,9 +78,7 @@ def read_job(reply: Any) -> JobRecord:
     """
     fields = as_fields(reply)
     if int(fields["schema_version"]) > SCHEMA_VERSION:
-        raise UnavailableError(
-            f"Job {fields['id']} was written by a newer version of this software.", hint="Update this process."
-        )
+        raise written_by_newer(fields["id"])
     record: dict[str, Any] = {name: value for name, value in fields.items() if name in JobRecord.model_fields}
     record["spec"] = RunSpec.model_validate_json(fields["spec"])
     record["origin"] = {name.removeprefix("origin."): fields[name] for name in fields if name.startswith("origin.")}

@@ -10,6 +10,7 @@ import redis
 
 from runner.event_lines import MEASUREMENTS
 from runner.jobs import TRANSITIONS
+from runner.store_records import SCHEMA_VERSION
 
 _NAMES = (
     "submit", "claim", "renew", "append", "finish", "requeue", "expire", "stop", "settled",
@@ -46,7 +47,12 @@ class StoreScripts:
         folder = files("runner") / "lua"
         common = (folder / "common.lua").read_text(encoding="utf-8")
         self._prefix = prefix
-        self._shared = {"transitions": _TRANSITIONS, "keep_events": keep_events, "measurements": MEASUREMENTS}
+        self._shared = {
+            "transitions": _TRANSITIONS,
+            "reads": SCHEMA_VERSION,
+            "keep_events": keep_events,
+            "measurements": MEASUREMENTS,
+        }
         self._scripts = {
             name: client.register_script(common + (folder / f"{name}.lua").read_text(encoding="utf-8"))
             for name in _NAMES

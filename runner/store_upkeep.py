@@ -52,7 +52,8 @@ class StoreUpkeep(StoreReader):
         moved = []
         for job_id in late:
             status, answer = self._expire(job_id)
-            if status != "lost":
+            # What a newer version submitted is left to its own reconcilers.
+            if status not in {"lost", "newer"}:
                 moved.append(read_job(legal(status, answer)))
         return moved
 

@@ -16,7 +16,12 @@ if redis.call("SCARD", key("active", args.pool)) >= limit(args.pool, "max_runnin
 end
 
 local now = now_us()
+local newer = nil
 local function suits(job)
+    if is_job(job, args.pool) and not readable(job) then
+        newer = job
+        return false
+    end
     if not is_job(job, args.pool) or not may_move(job, "running") then
         return false
     end
@@ -24,7 +29,7 @@ local function suits(job)
 end
 local job = first_in_turn(args.pool, suits)
 if not job then
-    return { "none" }
+    return { newer and "newer" or "none", newer }
 end
 
 -- Tied to the clock, so that a token can never come twice, even when Redis has lost its last second of writes.

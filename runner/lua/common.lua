@@ -67,6 +67,12 @@ local function owns(job, token)
     return field(job, "token") == token
 end
 
+-- Whether this version of the software understands the record; asked before a job is moved, because whoever cannot read
+-- it must leave it as it is.
+local function readable(job)
+    return tonumber(field(job, "schema_version") or 0) <= args.reads
+end
+
 local function may_move(job, to)
     local following = args.transitions[field(job, "state")]
     return following ~= nil and following[to] ~= nil

@@ -7,6 +7,9 @@ local lease = redis.call("ZSCORE", key("leases"), args.job)
 if not lease or tonumber(lease) > now_us() then
     return { "lost" }
 end
+if not readable(args.job) then
+    return { "newer" }
+end
 
 local lost = lost_hosts(args.job)
 local loss = {

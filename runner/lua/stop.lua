@@ -3,6 +3,9 @@ local state = field(args.job, "state")
 if not state then
     return { "missing" }
 end
+if not readable(args.job) then
+    return { "newer" }
+end
 if done_before(args.job) or state == "stopping" then
     return record(args.job)
 end
