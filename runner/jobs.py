@@ -26,23 +26,29 @@ class JobState(StrEnum):
     """Where a job stands. Only `store.py` moves one, each time in one atomic step with the event that tells of it."""
 
     AWAITING_APPROVAL = "awaiting_approval"
-    """Submitted under a policy that wants a second person. The bot moves it in and out; a crash leaves it waiting."""
+    """Submitted under a policy that wants a second person. In: the bot's submit. Out: the bot, to the queue or to its
+    end. A crash of anything leaves it waiting."""
     QUEUED = "queued"
-    """Waits in its pool. In: the bot's submit, a worker's requeue, the reconciler after a lost host. Out: a worker's
-    claim or a stop. A crash of anything leaves it queued; a lost ticket is issued again."""
+    """Waits in its pool. In: a submit of bot or shell; a worker that gives its attempt back; the reconciler, after a
+    lost host. Out: a worker's claim, or a stop. A crash of anything leaves it queued; a lost ticket is issued again."""
     RUNNING = "running"
-    """An attempt holds its lease. In: claim. Out: the attempt's end, a stop, or the lease running out, after which the
-    reconciler queues it again; or fails it, when the job has lost `POISON_LOSSES` hosts in one place or
-    `MOST_LOSSES` in all."""
+    """An attempt holds its lease. In: a worker's claim. Out: the attempt's end; its worker, which gives it back; a
+    stop; or, after a crash that nobody was left to tell of, the reconciler once the lease has run out: it queues the
+    job again, or fails it when it has lost `POISON_LOSSES` hosts in one place or `MOST_LOSSES` in all."""
     STOPPING = "stopping"
-    """Somebody asked the running attempt to stop; its child writes a checkpoint and ends. If its host is lost first,
-    the reconciler ends the job as cancelled."""
+    """Somebody asked the running attempt to stop; its child writes a checkpoint and ends. In: a stop of bot or shell.
+    Out: the attempt's end, whichever it is. After a crash the reconciler ends the job as cancelled, once the lease has
+    run out."""
     SUCCEEDED = "succeeded"
-    """The verified adapter is published. Final."""
+    """The verified adapter is published. In: the end of the attempt that holds the job. Final. A worker that crashes
+    between publishing and telling leaves the job running; the adapter of its next attempt takes the place of this
+    one's."""
     FAILED = "failed"
-    """Ended by an error that a retry would meet again. In: the attempt's end, or the reconciler, see above. Final."""
+    """Ended by an error that a retry would meet again. In: the end of the attempt that holds the job, or the
+    reconciler, see above. Final; `retry` makes a new job."""
     CANCELLED = "cancelled"
-    """Ended because somebody asked. Final."""
+    """Ended because somebody asked. In: a stop of a job that does not run; the end of a stopping attempt; a stopping
+    attempt that its worker gives back or the reconciler calls dead. Final; `retry` makes a new job."""
 
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
