@@ -15,11 +15,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from runner.child import EVENTS_FD, Child, Spawn
 from runner.errors import SpecError
 from runner.projects import load_project
 from runner.settings import RunnerSettings, load_settings
+
+# For `make chaos`: pytest --hypothesis-profile=chaos
+hypothesis_settings.register_profile("chaos", max_examples=2000, stateful_step_count=100, print_blob=True)
 
 PROLOGUE = '''
 import json, os, signal, subprocess, sys, time
