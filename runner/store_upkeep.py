@@ -82,14 +82,14 @@ class StoreUpkeep(StoreReader):
         return {pool: int(self._run("claimable", pool=pool)[1]) for pool in self.pools()}
 
     def settled_s(self) -> float:
-        """Seconds for which Redis has been at hand: small after a restart, a failover, or an outage for everybody.
+        """Seconds for which Redis has been at hand: small after a restart, a failover, an outage, a jump of its clock.
 
         Every reconciler asks, several times a lease, so two thirds of a lease without a question mean that none of them
         reached it. Then no attempt could renew its lease either.
         """
         with redis_at_hand():
             info: Any = self.client.info("server")
-        _, seconds = self._run("settled", run=info["run_id"], pause_us=self._lease_us * 2 // 3)
+        _, seconds = self._run("settled", run=info["run_id"], pause_us=self._lease_us * 2 // 3, lease_us=self._lease_us)
         return float(seconds)
 
     # --- what a worker does ---------------------------------------------------------------------------------------

@@ -197,6 +197,45 @@ def test_an_outage_for_everybody_costs_nobody_his_lease(
     assert brief.renew(claim).owned is True
 
 
+def set_clock(store: Store, hours: float) -> None:
+    """Have the server's clock jump, by moving all that was written before the other way."""
+    moved = round(hours * 3.6e9)
+    for name in ("asked", "since"):
+        store.client.hincrby("qlora:server", name, -moved)
+    for job_id, _ in store.client.zscan_iter("qlora:leases"):
+        store.client.zincrby("qlora:leases", -moved, job_id)
+
+
+def test_a_clock_that_is_set_forward_costs_nobody_his_lease(
+    store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo, eventually: Eventually
+) -> None:
+    brief = Store(store.client, lease_s=0.6)
+    eventually(lambda: reconcile(brief, broker) and brief.settled_s() > brief.lease_s)
+    submit_job()
+    claim = brief.claim(some_worker.pool, some_worker)
+    assert claim is not None
+
+    set_clock(store, 1)
+
+    assert reconcile(brief, broker).expired == ()
+    assert brief.renew(claim).owned is True
+
+
+def test_a_clock_that_is_set_back_keeps_no_dead_host_alive(
+    store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo, eventually: Eventually
+) -> None:
+    brief = Store(store.client, lease_s=0.6)
+    reconcile(brief, broker)
+    job = submit_job()
+    brief.claim(some_worker.pool, some_worker)
+
+    set_clock(store, -1)
+
+    assert reconcile(brief, broker).expired == ()
+    eventually(lambda: reconcile(brief, broker).expired)
+    assert store.get(job.id).state is JobState.QUEUED
+
+
 def test_the_reconciler_outlives_a_redis_that_is_away(
     tmp_path: Path, run_spec: RunSpec, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
