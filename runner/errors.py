@@ -100,7 +100,7 @@ class SpecError(QLoRAError):
 
 
 class JobError(QLoRAError):
-    """There is no such job (`job-not-found`), or its state forbids what was asked (`job-finished`)."""
+    """No such job (`job-not-found`), in a wrong state (`job-finished`), or no record of a job (`record-invalid`)."""
 
     code = "job"
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import secrets
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
 from runner.reports import Phase, Record, RunSummary
 from runner.spec import RunSpec
 
+JOB_ID = r"^[a-z0-9][a-z0-9_-]{0,79}$"
+"""It names a folder."""
 Priority = Literal["low", "normal", "high"]
 
 
@@ -90,7 +92,7 @@ class LostHost(Record):
 class JobRecord(Record):
     """What is known of a job: the snapshot it was submitted with and where it stands."""
 
-    id: str
+    id: Annotated[str, Field(pattern=JOB_ID)]
     """`<project>-<five base-32 characters>`; short enough to type, unique for good because it names a folder."""
     spec: RunSpec
     """Resolved once, at submission; later edits of the project file do not touch it."""
@@ -101,12 +103,12 @@ class JobRecord(Record):
     submitted_at: AwareDatetime
     origin: dict[str, str] = Field(default_factory=dict)
     """Where to report, opaque to the runner: the bot keeps channel and message here."""
-    retry_of: str | None = None
+    retry_of: Annotated[str, Field(pattern=JOB_ID)] | None = None
     """Id of the job that this one repeats, with `spec.overrides` on top of its settings."""
     resume: bool = False
     """Whether it goes on from the newest checkpoint of `retry_of`."""
     state: JobState = JobState.QUEUED
-    attempt: int = 0
+    attempt: Annotated[int, Field(ge=0)] = 0
     """Attempts begun; 0 while it has never run."""
     host: str | None = None
     """Host of the current or last attempt."""

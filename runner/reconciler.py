@@ -87,6 +87,9 @@ class Reconciler(threading.Thread):
                 reconcile(self._store, self._broker)
             except UnavailableError as error:
                 _log.warning("%s Looking again in %g s.", error, self._interval_s)
+            except Exception:  # noqa: BLE001  # see below
+                # Whatever somebody has planted in Redis: without this thread no lost job would ever come back.
+                _log.exception("A pass of the reconciler failed. Looking again in %g s.", self._interval_s)
             if self._stop_event.wait(self._interval_s):
                 return
 

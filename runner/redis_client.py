@@ -47,6 +47,8 @@ def build_client(
         return redis.Redis.from_url(
             url,
             decode_responses=decode_responses,
+            # Whoever has planted bytes that are no text is told so by the reader of the record, not by this client.
+            encoding_errors="replace",
             protocol=2,
             socket_timeout=timeout_s,
             socket_connect_timeout=min(timeout_s, CONNECT_TIMEOUT_S),

@@ -35,6 +35,7 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from dataclasses import dataclass
 from typing import Self
@@ -57,6 +58,7 @@ from runner.settings import Retention
 from runner.spec import RunSpec
 from runner.store_records import (
     SCHEMA_VERSION,
+    BadRecordError,
     as_fields,
     origin_fields,
     outcome_fields,
@@ -238,22 +240,42 @@ class Store(StoreSwitches):
             request_id: Unique for one wish. Whoever asks again after an UnavailableError gives the same one, so that a
                 job that was claimed by a call without an answer is not left to run out its lease.
         """
+        wish = request_id or uuid4().hex
         event = JobClaimed(worker=worker.name, host=worker.host, device=worker.device, attempt=1)
-        status, answer = self._run(
-            "claim",
-            write=request_id or uuid4().hex,
-            pool=pool,
-            host=worker.host,
-            worker=worker.name,
-            lease_us=self._lease_us,
+        for count in itertools.count():
+            status, answer = self._run(
+                "claim",
+                write=f"{wish}-{count}" if count else wish,
+                pool=pool,
+                host=worker.host,
+                worker=worker.name,
+                lease_us=self._lease_us,
+                event=event.model_dump_json(),
+            )
+            if status == "newer":
+                _log.warning(
+                    "%s It stays in the queue of pool %s for a worker that can.", written_by_newer(answer), pool
+                )
+            if status in {"none", "newer"}:
+                break
+            try:
+                return Claim(read_job(legal(status, answer)), int(as_fields(answer)["token"]))
+            except BadRecordError as error:
+                self._end_bad_record(as_fields(answer), error)
+        return None
+
+    def _end_bad_record(self, fields: dict[str, str], error: BadRecordError) -> None:
+        """Fail a job that was claimed but cannot be read, so that nobody claims it again."""
+        event = JobFailed(code=error.code, message=error.message, hint=error.hint)
+        self._run(
+            "finish",
+            write=uuid4().hex,
+            job=fields["id"],
+            token=fields["token"],
+            state=JobState.FAILED,
+            fields=outcome_fields(event),
             event=event.model_dump_json(),
         )
-        if status == "newer":
-            _log.warning("%s It stays in the queue of pool %s for a worker that can.", written_by_newer(answer), pool)
-            return None
-        if status == "none":
-            return None
-        return Claim(read_job(legal(status, answer)), int(as_fields(answer)["token"]))
 
     def renew(self, claim: Claim) -> Renewal:
         """Hold the job for another `lease_s`, and learn whether somebody wants it to stop."""

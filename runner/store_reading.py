@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
+from pydantic import ValidationError
 
-from runner.errors import JobError
+from runner.errors import JobError, UnavailableError
 from runner.event_lines import StoredEvent
 from runner.jobs import FINAL_STATES, JobRecord, JobState, WorkerInfo
 from runner.pools import Drain, Freeze, PoolLimits
 from runner.redis_client import redis_at_hand
+from runner.reports import Record
 from runner.settings import Retention
-from runner.store_records import SCHEMA_VERSION, microseconds, read_job, written_by_newer
+from runner.store_records import BadRecordError, microseconds, read_job, written_by_newer
 from runner.store_scripts import StoreScripts
 
 _log = logging.getLogger(__name__)
+
+_Read = TypeVar("_Read", bound=Record)
+_UNREADABLE_FREEZE = Freeze(reason="(unreadable)", by="?", at=datetime.fromtimestamp(0, UTC))
 
 MAX_BLOCK_MS = 5000
 """The longest `StoreReader.feed` waits; below the client's socket timeout."""
@@ -57,7 +63,7 @@ class StoreReader:
         """Read one job.
 
         Raises:
-            JobError: `job-not-found`, with the nearest id as a hint.
+            JobError: `job-not-found`, with the nearest id as a hint; `record-invalid`, where it is not one of ours.
             UnavailableError: Also where a newer version of this software wrote it.
         """
         with redis_at_hand():
@@ -125,19 +131,20 @@ class StoreReader:
         """Read a pool's limits."""
         with redis_at_hand():
             fields: Any = self.client.hgetall(self._key("limits", pool))
-        return PoolLimits.model_validate(fields)
+        return _read(PoolLimits, json.dumps(fields), f"A limit of pool {pool}") or PoolLimits()
 
     def frozen(self) -> Freeze | None:
         """Read why nothing new starts, None while jobs do start."""
         with redis_at_hand():
             text: Any = self.client.get(self._key("freeze"))
-        return None if text is None else Freeze.model_validate_json(text)
+        return None if text is None else _read(Freeze, text, "The freeze") or _UNREADABLE_FREEZE
 
     def drained(self) -> dict[str, Drain]:
         """Read the hosts that take no new jobs, by name."""
         with redis_at_hand():
             drains: Any = self.client.hgetall(self._key("drains"))
-        return {host: Drain.model_validate_json(text) for host, text in sorted(drains.items())}
+        found = {host: _read(Drain, text, f"The drain of host {host}") for host, text in sorted(drains.items())}
+        return {host: drain for host, drain in found.items() if drain is not None}
 
     def events(self, job_id: str, after: int = 0) -> list[StoredEvent]:
         """Read a job's events with `seq` greater than `after`, in order, every milestone among them.
@@ -145,7 +152,8 @@ class StoreReader:
         There is no gap in what has not been thinned out (`runner.event_lines.MEASUREMENTS`).
         """
         _, rows = self._run("events", job=job_id, after=after)
-        return [stored for stored in map(StoredEvent.model_validate_json, rows) if stored.seq > after]
+        read = (_read(StoredEvent, row, f"An event of job {job_id}") for row in rows)
+        return [stored for stored in read if stored is not None and stored.seq > after]
 
     def feed(self, cursor: str, block_ms: int) -> tuple[str, list[str]]:
         """Wait until any job has news.
@@ -175,8 +183,8 @@ class StoreReader:
                 text: Any = self.client.get(self._key("worker", name))
                 if text is None:
                     self.client.srem(self._key("workers"), name)
-                else:
-                    live.append(WorkerInfo.model_validate_json(text))
+                elif worker := _read(WorkerInfo, text, f"What worker {name} announced"):
+                    live.append(worker)
         return [worker for worker in live if pool in (None, worker.pool)]
 
     # --- inside --------------------------------------------------------------------------------------------------
@@ -196,18 +204,33 @@ class StoreReader:
         return list(self._readable(fields for fields in found if fields))
 
     def _readable(self, rows: Iterable[dict[str, str]]) -> Iterator[JobRecord]:
-        """What a newer version wrote is left out, and said once: it must not hide all others."""
+        """What a newer version wrote is left out, and said once; and so is what somebody has planted.
+
+        Neither must hide all others.
+        """
         for fields in rows:
-            if int(fields["schema_version"]) <= SCHEMA_VERSION:
+            try:
                 yield read_job(fields)
-            elif fields["id"] not in self._told_newer:
-                self._told_newer.add(fields["id"])
-                _log.warning("%s Until then it is left out here.", written_by_newer(fields["id"]))
+            except BadRecordError as error:
+                _log.warning("%s", error)
+            except UnavailableError:
+                if fields["id"] not in self._told_newer:
+                    self._told_newer.add(fields["id"])
+                    _log.warning("%s Until then it is left out here.", written_by_newer(fields["id"]))
 
     def _not_found(self, job_id: str) -> JobError:
         near = difflib.get_close_matches(job_id, [job.id for job in self.jobs(limit=200)], n=1)
         hint = f"Did you mean {near[0]}?" if near else "Ids look like demo-k3x7q; the list of jobs shows them all."
         return JobError(f"There is no job {job_id!r}.", hint=hint, code="job-not-found")
+
+
+def _read(model: type[_Read], text: str, what: str) -> _Read | None:
+    """A stored JSON object; None, and a warning, where it is not one of ours: whoever planted it must not stop us."""
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        _log.warning("%s in Redis is not one of ours: %s", what, error.errors(include_input=False)[0]["msg"])
+        return None
 
 
 def _texts(reply: Any) -> list[str]:

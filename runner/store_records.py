@@ -9,9 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from runner.errors import UnavailableError
+from runner.errors import JobError, UnavailableError
 from runner.events import CheckpointSaved, ChildEvent, FinalEvent, JobCancelled, JobFailed, JobSucceeded, PhaseStarted
 from runner.jobs import JobRecord, LostHost
 from runner.reports import RunSummary
@@ -70,15 +70,39 @@ def written_by_newer(job_id: str) -> UnavailableError:
     )
 
 
+class BadRecordError(JobError):
+    """A record that no version of this software has written: somebody else did, or it was damaged."""
+
+    code = "record-invalid"
+
+
 def read_job(reply: Any) -> JobRecord:
     """Build the record; fields of the store's own and unknown ones are left out.
 
     Raises:
         UnavailableError: A newer version of this software wrote it.
+        BadRecordError: It does not say what a job's record says.
     """
     fields = as_fields(reply)
-    if int(fields["schema_version"]) > SCHEMA_VERSION:
+    try:
+        version = int(fields["schema_version"])
+        if version <= SCHEMA_VERSION:
+            return _read_job(fields)
         raise written_by_newer(fields["id"])
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        problem = f"{'.'.join(map(str, first['loc'])) or 'its JSON'}: {first['msg']}"
+    except KeyError as error:
+        problem = f"{error.args[0]} is missing"
+    except (ValueError, OverflowError) as error:
+        problem = str(error)
+    raise BadRecordError(
+        f"The record of job {str(fields.get('id'))[:80]!r} in Redis is not one of ours: {problem[:300]}.",
+        hint="Find out who else writes to this Redis, and start the job again.",
+    ) from None
+
+
+def _read_job(fields: dict[str, str]) -> JobRecord:
     record: dict[str, Any] = {name: value for name, value in fields.items() if name in JobRecord.model_fields}
     record["spec"] = RunSpec.model_validate_json(fields["spec"])
     record["origin"] = {name.removeprefix("origin."): fields[name] for name in fields if name.startswith("origin.")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -9,8 +10,10 @@ from runner.events import JobCancelled, JobFailed, JobRequeued
 from runner.jobs import MOST_LOSSES, POISON_LOSSES, JobRecord, WorkerInfo
 from runner.redis_client import redis_at_hand
 from runner.store_reading import StoreReader
-from runner.store_records import read_job
-from runner.store_scripts import legal
+from runner.store_records import BadRecordError, read_job
+from runner.store_scripts import IllegalMoveError, legal
+
+_log = logging.getLogger(__name__)
 
 # The step that calls an attempt dead fills in what stands in braces.
 _POISONED = {
@@ -52,9 +55,12 @@ class StoreUpkeep(StoreReader):
         moved = []
         for job_id in late:
             status, answer = self._expire(job_id)
-            # What a newer version submitted is left to its own reconcilers.
-            if status not in {"lost", "newer"}:
-                moved.append(read_job(legal(status, answer)))
+            try:
+                # What a newer version submitted is left to its own reconcilers.
+                moved += [] if status in {"lost", "newer"} else [read_job(legal(status, answer))]
+            except (BadRecordError, IllegalMoveError) as error:
+                # It must not keep the others from coming back.
+                _log.error("The lease of %s has run out, but: %s", job_id, error)  # no news in a trace
         return moved
 
     def forget(self, most: int = 100) -> int:

@@ -22,8 +22,10 @@ end
 local places = redis.call("ZRANGE", queue, 0, -1, "WITHSCORES")
 for index = 1, #places, 2 do
     local job, place = places[index], places[index + 1]
-    local who = field(job, "submitted_by")
-    if redis.call("ZADD", own_queue(pool, who), "NX", place, job) == 1 then
+    local who = is_job(job, pool) and field(job, "submitted_by")
+    if not who then
+        changed = changed + redis.call("ZREM", queue, job)
+    elseif redis.call("ZADD", own_queue(pool, who), "NX", place, job) == 1 then
         changed = changed + 1
         place_submitter(pool, who)
     end

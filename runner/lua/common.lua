@@ -30,10 +30,13 @@ local function field(job, name)
     return redis.call("HGET", job_key(job), name)
 end
 
--- Whether something is a job of a pool. Whoever else writes to this Redis may have left a name in the queue that is none;
--- it must not hold up the others.
+-- Whether something is a job, of a certain pool if that is given. Whoever else writes to this Redis may have left names in
+-- queues and leases that are none; they must not hold up the others.
 local function is_job(job, pool)
-    if redis.call("TYPE", job_key(job)).ok ~= "hash" or field(job, "pool") ~= pool then
+    if redis.call("TYPE", job_key(job)).ok ~= "hash" or field(job, "id") ~= job then
+        return false
+    end
+    if not args.transitions[field(job, "state") or ""] or not field(job, "pool") or (pool and field(job, "pool") ~= pool) then
         return false
     end
     return field(job, "submitted_by") and tonumber(field(job, "number") or nil) and tonumber(field(job, "place") or nil)
@@ -60,7 +63,8 @@ local function remember(job)
 end
 
 local function lost_hosts(job)
-    return cjson.decode(field(job, "lost_hosts") or "[]")
+    local readable, lost = pcall(cjson.decode, field(job, "lost_hosts") or "[]")
+    return readable and type(lost) == "table" and lost or {}
 end
 
 local function owns(job, token)
@@ -70,7 +74,7 @@ end
 -- Whether this version of the software understands the record; asked before a job is moved, because whoever cannot read
 -- it must leave it as it is.
 local function readable(job)
-    return tonumber(field(job, "schema_version") or 0) <= args.reads
+    return (tonumber(field(job, "schema_version") or nil) or 0) <= args.reads
 end
 
 local function may_move(job, to)

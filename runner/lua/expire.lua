@@ -1,5 +1,9 @@
 -- expire(write, job, requeued, cancelled, poisoned, exhausted, poison_losses, most_losses): the reconciler calls an
 -- attempt dead, if its lease has really run out.
+if not is_job(args.job) then
+    redis.call("ZREM", key("leases"), args.job)
+    return { "lost" }
+end
 if done_before(args.job) then
     return record(args.job)
 end

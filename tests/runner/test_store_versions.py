@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runner import store as store_module
-from runner import store_reading, store_records, store_scripts
+from runner import store_records, store_scripts
 from runner.errors import UnavailableError
 from runner.events import JobSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
@@ -27,7 +27,7 @@ RECORDS = Path(__file__).parent / "records"
 def newer_version(store: Store) -> Iterator[Store]:
     """A process of the next version, whose records this one could misread."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (store_module, store_reading, store_records, store_scripts):
+        for module in (store_module, store_records, store_scripts):
             patch.setattr(module, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
         yield Store(store.client, lease_s=store.lease_s)
 
