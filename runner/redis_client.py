@@ -24,9 +24,9 @@ RETRIES = 8
 """With pauses of 0.05 s doubling to 1 s: a Redis that restarts within about 5 s is never noticed."""
 
 _REFUSALS = (redis.ReadOnlyError, redis.OutOfMemoryError, NoPermissionError, ClusterDownError, TryAgainError)
-_NOT_NOW = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE")
+_NOT_NOW = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE", "UNBLOCKED")
 """First words of replies by which a server refuses work for a while: its disk is full, its replicas are gone, a script
-of somebody else's hangs. redis-py has no class of their own for them."""
+of somebody else's hangs, it has become a replica while we waited. redis-py has no class of their own for them."""
 
 
 def build_client(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -64,6 +65,26 @@ def test_a_server_that_refuses_writes_for_want_of_replicas_is_unavailable(server
     with pytest.raises(UnavailableError, match="NOREPLICAS"), redis_at_hand():
         client.set("key", "value")
     client.close()
+
+
+def test_a_reader_who_waits_while_the_server_becomes_a_replica_is_told_that_it_is_unavailable(
+    server: EmbeddedRedis,
+) -> None:
+    client, other = (build_client(server.url, decode_responses=True) for _ in range(2))
+
+    def become_a_replica() -> None:
+        while not any(each["cmd"] == "xread" for each in other.client_list()):
+            time.sleep(0.01)
+        other.replicaof("127.0.0.1", "1")
+
+    thread = threading.Thread(target=become_a_replica)
+    thread.start()
+
+    with pytest.raises(UnavailableError, match="UNBLOCKED"), redis_at_hand():
+        client.xread({"stream": "0"}, block=5000)
+    thread.join()
+    client.close()
+    other.close()
 
 
 def test_a_step_of_the_store_that_the_server_refuses_is_unavailable_and_leaves_nothing(
