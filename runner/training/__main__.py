@@ -118,11 +118,12 @@ def run_rank(run_dir: Path, start: RankStart, writer: EventWriter, stop: StopSwi
         from runner.training import ranks  # noqa: PLC0415  # as in `run`
         from runner.training.pipeline import assist, train  # noqa: PLC0415  # as in `run`
 
-        ranks.join(start.rendezvous_fd)
+        on_stall = partial(_end_stalled, writer)
+        ranks.join(start.rendezvous_fd, patience_s=spec.project.training.step_timeout_s, on_stall=on_stall)
         options: _RankOptions = {
             "models_root": settings.models_root,
             "projects_dir": settings.projects_dir,
-            "on_stall": partial(_end_stalled, writer),
+            "on_stall": on_stall,
             "signs": SignsOfLife(start.signs_fd, start.rank, ranks.count()),
             "rows_at_once": start.rows_at_once,
         }

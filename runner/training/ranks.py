@@ -1,12 +1,15 @@
 """What the ranks of an attempt agree on. With one process there is nothing to agree on, and every function is trivial.
 
 Rank 0 decides, writes and reports; the others follow. A rank that fails says so and ends, and the launcher
-(`runner.training.launcher`) ends the others: nobody has to be told, and nobody may go on alone.
+(`runner.training.launcher`) ends the others: nobody has to be told, and nobody may go on alone. One that hangs while a
+model loads, or after the training, says nothing; rank 0 notices where it waits for it. In the training itself
+`runner.training.loop.stall_watch` does.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,16 +18,19 @@ from typing import TypeVar, cast
 import torch
 from torch import distributed
 
+from runner.child import STALLED
 from runner.errors import TrainingError
+from runner.events import RunFailed
 from runner.training.launcher import RANK_LOST
 
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others' gradients; a checkpoint on a slow disk falls into it."""
+"""How long a rank waits for the others' gradients at least; a checkpoint on a slow disk falls into it."""
 _PATIENCE = timedelta(days=30)
 """How long a rank waits for a decision: rank 0 may download a model or answer a long table. The launcher ends it when
 rank 0 is gone."""
+_TICKS = 20
 
 
 class OtherRankError(Exception):
@@ -41,6 +47,8 @@ class _Agreement:
     """The group that decisions go through, beside the one that gradients go through: another timeout, always gloo."""
 
     group: distributed.ProcessGroup | None = None
+    patience_s = 0.0
+    on_stall: Callable[[RunFailed], None] | None = None
 
 
 def rank() -> int:
@@ -58,11 +66,13 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def join(rendezvous_fd: int) -> None:
+def join(rendezvous_fd: int, *, patience_s: float = 0.0, on_stall: Callable[[RunFailed], None] | None = None) -> None:
     """Meet the other ranks, whose number and address the environment holds in torchrun's names.
 
     Args:
         rendezvous_fd: The socket that rank 0 listens on, bound already.
+        patience_s: `training.step_timeout_s`: how long rank 0 waits for others that do the same; 0 is for ever.
+        on_stall: Called on rank 0, from another thread, when they have not come; has to end the process.
 
     Raises:
         TrainingError: The host has fewer GPUs than the project asks for (`too-few-gpus`).
@@ -84,9 +94,19 @@ def join(rendezvous_fd: int) -> None:
         timeout=COLLECTIVE_TIMEOUT,
     )
     distributed.init_process_group(
-        "nccl" if on_gpus else "gloo", store=store, rank=number, world_size=world, timeout=COLLECTIVE_TIMEOUT
+        "nccl" if on_gpus else "gloo", store=store, rank=number, world_size=world, timeout=gradient_timeout(patience_s)
     )
     _Agreement.group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    _Agreement.patience_s, _Agreement.on_stall = patience_s, on_stall
+
+
+def gradient_timeout(patience_s: float) -> timedelta:
+    """How long a rank waits for the others' gradients: until the stall watch has had time to say what hangs, and where.
+
+    Args:
+        patience_s: As of `join`.
+    """
+    return max(COLLECTIVE_TIMEOUT, 2 * timedelta(seconds=patience_s)) if patience_s else _PATIENCE
 
 
 def require_gpus(wanted: int) -> None:
@@ -122,8 +142,46 @@ def gather(value: T) -> list[T]:
     if _Agreement.group is None:
         return [value]
     values: list[T | None] = [None] * count()
-    distributed.all_gather_object(values, value, group=_Agreement.group)
+    with _others_awaited():
+        distributed.all_gather_object(values, value, group=_Agreement.group)
     return cast("list[T]", values)
+
+
+@contextmanager
+def _others_awaited() -> Iterator[None]:
+    """Report the attempt as stalled when the others do not come to where rank 0 waits for them.
+
+    They may wait for rank 0 as long as it takes: it downloads, answers and measures. What all do alike takes all
+    of them about as long, so rank 0 need not wait for hours.
+    """
+    if not is_first() or not _Agreement.patience_s or _Agreement.on_stall is None:
+        yield
+        return
+    here = threading.Event()
+    arguments = here, _Agreement.patience_s, _Agreement.on_stall
+    watch = threading.Thread(target=_watch, args=arguments, name="waiting-for-ranks", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        here.set()
+        watch.join()
+
+
+def _watch(here: threading.Event, patience_s: float, on_stall: Callable[[RunFailed], None]) -> None:
+    # Ticks and not the clock: processes that were themselves suspended have not been late.
+    for _ in range(_TICKS):
+        if here.wait(patience_s / _TICKS):
+            return
+    on_stall(
+        RunFailed(
+            code=STALLED,
+            message=f"For {patience_s:g} s the other processes have not come to where rank 0 waits for them, so all "
+            "were ended.",
+            hint="The stacks of all of them are in train.log in the run directory. The newest checkpoint is kept. If "
+            "one of them may take that much longer here, raise training.step_timeout_s.",
+        )
+    )
 
 
 @contextmanager

@@ -151,11 +151,17 @@ def _receipt(
 def _obstacle(loader: RungLoader, rung: Rung) -> str | None:
     """Say why a rung cannot fit on the device, None where it may."""
     estimate, free = _estimate(loader, rung), free_bytes(loader.device)
-    if estimate is None or free is None or estimate.load_peak_bytes <= free:
+    if estimate is None or free is None:
+        return None
+    needed, shared = estimate.load_peak_bytes, ""
+    if loader.device.type == "cpu" and ranks.count() > 1:
+        # A GPU is each process's own; the host's memory all of them fill at the same time.
+        needed, shared = ranks.count() * needed, f" by {ranks.count()} processes"
+    if needed <= free:
         return None
     return (
-        f"{RUNG_WORDS[rung]} needs about {_size(estimate.load_peak_bytes)} while the weights load, and {_size(free)} "
-        f"are free on {loader.device}"
+        f"{RUNG_WORDS[rung]} needs about {_size(needed)} while the weights load{shared}, and {_size(free)} are free on "
+        f"{loader.device}"
     )
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+from runner.errors import MemoryExhaustedError
 from runner.redaction import redact
 from runner.training.loading.failure_marks import is_out_of_memory
 from runner.training.memory import release_memory
@@ -36,14 +37,22 @@ class Fitting:
             Its result; None where memory ran out, whereupon `self.rows` is half of `rows`.
 
         Raises:
-            Exception: Whatever the action raises, lack of memory for a single row included.
+            MemoryExhaustedError: Memory ran out with a single row; in words of its own, because in mid-training a
+                smaller batch of the training would not cure it.
+            Exception: Whatever else the action raises.
         """
         try:
             return action()
         except Exception as error:
-            if rows <= 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
+            if rows <= 1:
+                raise MemoryExhaustedError(
+                    f"Evaluating a single row takes more memory than there is: {reason}",
+                    hint="Lower training.max_length, at which held-out rows are cut, or evaluation.max_new_tokens, or "
+                    "hold nothing out and ask nothing. A pool with more memory helps, too.",
+                ) from error
         # Here the error is gone, and with its traceback the frames that held the rows' tensors.
         release_memory()
         self.rows = rows // 2

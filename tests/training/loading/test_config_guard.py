@@ -238,8 +238,11 @@ def test_a_class_that_had_a_config_attribute_gets_it_back() -> None:
     class WithDefault(LlamaForCausalLM):  # type: ignore[no-untyped-call]  # see above
         config = "a default"  # type: ignore[assignment]  # what nobody should do
 
-    with ConfigGuard(WithDefault):
-        assert isinstance(small_model(WithDefault).config, LlamaConfig)
+    with ConfigGuard(WithDefault) as guard:
+        model = small_model(WithDefault)
+        model.config = model.config.to_dict()
+        assert isinstance(model.config, LlamaConfig)
+        assert guard.interceptions == 1
     assert WithDefault.__dict__["config"] == "a default"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from runner.errors import LadderError, MemoryExhaustedError
 from runner.events import ChildEvent
 from runner.spec import RunSpec
-from runner.training import memory
+from runner.training import memory, ranks
 from runner.training.loading import ladder
 from runner.training.loading.protected_load import protected_load
 from runner.training.loading.rung import RungLoader
@@ -182,6 +183,25 @@ def test_where_the_next_rung_has_no_room_the_first_error_ends_the_job(
     assert "No lower rung was tried: 8-bit quantization needs about 0." in error.message
     assert " MB while the weights load, and 0.1 MB are free on cpu" in error.message
     assert [event.next_rung for event in failed_rungs(events)] == [None]
+
+
+def test_processes_that_share_the_hosts_memory_have_to_fit_into_it_together(
+    make: Make, stubborn_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make(base_model="shape-reader")
+    monkeypatch.setattr(ladder, "free_bytes", lambda _: 0)
+    alone, _ = failing_load(spec, stubborn_root)
+    needed = re.search(r"needs about ([\d.]+) MB", alone.message)
+    assert needed is not None
+
+    # Room for one of them and a half.
+    monkeypatch.setattr(ladder, "free_bytes", lambda _: int(float(needed[1]) * 1_500_000))
+    assert load(spec, stubborn_root)[0].rung == "8bit"
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    together, _ = failing_load(spec, stubborn_root)
+
+    assert together.code == "ladder-no-room"
+    assert "while the weights load by 2 processes, and " in together.message
 
 
 def test_where_nobody_knows_what_is_free_the_next_rung_is_tried(

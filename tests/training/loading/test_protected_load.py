@@ -10,7 +10,7 @@ import pytest
 import torch
 from loads import announcements, failing_load, load  # type: ignore[import-not-found]  # see conftest
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LlamaModel
 
 from runner.errors import (
     ConfigError,
@@ -279,6 +279,18 @@ def test_a_hook_that_turns_the_config_into_a_dict_is_counted_in_the_receipt(
         assert loaded.guard.interceptions == 2
     assert "config" not in LlamaForCausalLM.__dict__
     assert model.config is loaded.config
+
+
+def test_a_part_whose_class_hides_the_guard_behind_a_config_of_its_own_is_guarded_once_it_is_there(
+    make: Make, models_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LlamaModel, "config", None, raising=False)
+    with protected_load(make(), models_root=models_root, emit=lambda _: None) as loaded:
+        model: Any = loaded.model
+        part = model.get_decoder()
+        part.config = part.config.to_dict()
+        assert part.config is loaded.config
+    assert LlamaModel.__dict__["config"] is None
 
 
 def test_loading_leaves_the_model_folder_as_it_was(make: Make, broken_root: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from runner.errors import MemoryExhaustedError
 from runner.events import Evaluated
 from runner.spec import RunSpec
 from runner.training.data.mix import Mix, mix_data
+from runner.training.loading.failure_marks import is_out_of_memory
 from runner.training.loading.protected_load import LoadedModel, protected_load
 from runner.training.loop.lora import add_lora
 from runner.training.loop.trainer import build_trainer
@@ -104,9 +106,15 @@ def test_an_evaluation_in_mid_training_that_does_not_fit_measures_the_same(asked
         assert trainer.evaluate()["eval_loss"] == pytest.approx(whole, rel=1e-6)
 
 
-def test_a_row_that_does_not_fit_ends_the_evaluation(asked: Asked) -> None:
-    with pytest.raises(RuntimeError, match="allocate"), too_little_memory(asked.held.model, lambda _: True):
+def test_a_row_that_does_not_fit_ends_the_evaluation_and_is_not_taken_for_the_trainings(asked: Asked) -> None:
+    with pytest.raises(MemoryExhaustedError) as caught, too_little_memory(asked.held.model, lambda _: True):
         asked.evaluate()
+
+    # What is taken for the training's halves its batch, which cures nothing here.
+    assert not is_out_of_memory(caught.value)
+    assert "allocate" in caught.value.message
+    assert caught.value.hint is not None
+    assert "training.max_length" in caught.value.hint
 
 
 def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:
