@@ -78,9 +78,12 @@ def test_measuring_leaves_mode_random_numbers_and_gradients_as_they_were(
     model: Any, tokenizer: Any, held_out: HeldOut
 ) -> None:
     model.train()
+    # A layer that draws in inference mode as well, which none of the demo's does.
+    hook = model.register_forward_pre_hook(lambda *_: torch.rand(1) and None)
     before = torch.random.get_rng_state()
 
     evaluated = evaluate(model, tokenizer, NOTHING, when="before", stop=StopSwitch(), held_out=[held_out], batch_size=2)
+    hook.remove()
 
     assert len(evaluated.held_out) == 1
     assert model.training
