@@ -6,6 +6,7 @@ QLoRAError
 ├── JobError                  the requester: no such job, or it is over
 ├── PolicyError               the requester: not permitted
 ├── UnavailableError          the operator: Redis, a port, a folder
+├── HostRefusesError          the operator of a GPU host: its own limits
 └── TrainingError             whoever owns the model, the data or the host; device-failed
     ├── MemoryExhaustedError  out-of-memory
     ├── ModelAccessError      model-not-found, model-gated, model-offline
@@ -115,6 +116,12 @@ class UnavailableError(QLoRAError):
     """Something the operator runs cannot be reached or used."""
 
     code = "unavailable"
+
+
+class HostRefusesError(QLoRAError):
+    """A job asks for something that the host's own settings do not permit (`runner.host_limits`)."""
+
+    code = "host-refuses"
 
 
 class TrainingError(QLoRAError):

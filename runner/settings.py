@@ -43,6 +43,10 @@ class RunnerSettings:
     stop_grace_s: float
     """`QLORA_STOP_GRACE_S`, default 60: seconds that a stopping child has for its last checkpoint."""
     retention: Retention = Retention()
+    allow_models: tuple[str, ...] = ("*",)
+    """`QLORA_ALLOW_MODELS`, default `*`: base models that jobs may train on here, as patterns, comma-separated."""
+    allow_datasets: tuple[str, ...] = ("*",)
+    """`QLORA_ALLOW_DATASETS`, default `*`: hub datasets that jobs may read here, likewise."""
 
 
 LEAST_EVENTS = 100
@@ -66,6 +70,10 @@ def _number(environ: Mapping[str, str], name: str, default: float, unit: str = "
     if not 0 < value < float("inf"):
         raise UnavailableError(f"{name}={text!r} is not a number of {unit} greater than 0.", hint=f"Try {default:g}.")
     return value
+
+
+def _patterns(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (environ.get(name) or "*").split(",") if part.strip())
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
@@ -93,4 +101,6 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
             events=_events(environ, "QLORA_KEEP_EVENTS", defaults.events),
             days=_number(environ, "QLORA_KEEP_DAYS", defaults.days, unit="days"),
         ),
+        allow_models=_patterns(environ, "QLORA_ALLOW_MODELS"),
+        allow_datasets=_patterns(environ, "QLORA_ALLOW_DATASETS"),
     )

@@ -15,6 +15,7 @@ from runner.attempt_link import AttemptLink, StoreAway
 from runner.child import Child, RunEnd, Spawn, spawn_training
 from runner.errors import QLoRAError
 from runner.events import FinalEvent, JobCancelled, JobFailed, JobSucceeded, RunFailed, RunInterrupted, RunSucceeded
+from runner.host_limits import check_host_limits
 from runner.jobs import JobState
 from runner.redaction import redact
 from runner.run_directory import RunDirectory, adopt_checkpoint, checkpoint_step, create_attempt
@@ -87,6 +88,7 @@ class _Attempt:
     def _run(self) -> AttemptEnd:
         job = self._claim.job
         try:
+            check_host_limits(job.spec, self._settings)
             run_directory = create_attempt(self._settings.output_root, job.spec, job.id, job.attempt)
             if job.resume and job.retry_of is not None:
                 adopt_checkpoint(run_directory, job.retry_of)

@@ -160,12 +160,18 @@ class BaseModel:
         if index.is_file():
             try:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ModelFilesError(
                     f"The weight index {index} cannot be read.", hint="Fetch the model's files again."
                 ) from error
         else:
             names = ["model.safetensors"]
+        if foreign := [name for name in names if not _is_weight_file(name)]:
+            raise ModelFilesError(
+                f"The weight index {index} names {foreign[0]!r}, which is no safetensors file beside it.",
+                hint="Fetch the model's files again. Only weights in the safetensors format are read: the older "
+                "formats can run code while they load.",
+            )
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
             raise ModelFilesError(
@@ -175,6 +181,11 @@ class BaseModel:
                 "formats can run code while they load.",
             )
         return [self.folder / name for name in names]
+
+
+def _is_weight_file(name: object) -> bool:
+    """Whether an index may name this file: in the one format that holds no code, and in the model's own folder."""
+    return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
 
 
 def _holds_weights(name: str) -> bool:
