@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXPECTED := .venv-expected
 STACKS := runner/stacks
 
-.PHONY: demo run test test-expected test-gpu lint format bench bench-gpu clean
+.PHONY: demo run test test-expected test-gpu chaos lint format bench bench-gpu clean
 
 demo: $(VENV)/installed  ## one job end to end on this machine, without Slack, Redis, GPU or hub
 	@$(BIN)/python -m bot.local demo
@@ -21,6 +21,10 @@ test-expected: $(EXPECTED)/installed  ## the training tests on the stack of the 
 
 test-gpu: $(VENV)/installed  ## the tests that need a CUDA device, which the targets above leave out
 	$(BIN)/python -m pytest -m gpu
+
+chaos: $(VENV)/installed  ## kills and cuts at random moments for MINUTES=30, judged; SEED=N draws the same again
+	$(BIN)/python -m tests.faults.chaos --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) --report .qlora/chaos.md
+	$(BIN)/python -m pytest -q tests/runner/test_store_machine.py --hypothesis-profile=chaos
 
 lint: $(VENV)/installed  ## style, types, who may import whom
 	$(BIN)/ruff check

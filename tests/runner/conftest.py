@@ -23,7 +23,7 @@ from runner.projects import load_project
 from runner.settings import RunnerSettings, load_settings
 
 # For `make chaos`: pytest --hypothesis-profile=chaos
-hypothesis_settings.register_profile("chaos", max_examples=2000, stateful_step_count=100, print_blob=True)
+hypothesis_settings.register_profile("chaos", max_examples=500, stateful_step_count=100, print_blob=True)
 
 PROLOGUE = '''
 import json, os, signal, subprocess, sys, time
