@@ -23,6 +23,20 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildLimits:
+    """What a worker lets its training processes do."""
+
+    term_grace_s: float = 10.0
+    """`QLORA_TERM_GRACE_S`: seconds between SIGTERM to all processes of a child that did not stop, and SIGKILL."""
+    silence_s: float = 1800.0
+    """`QLORA_SILENCE_S`: seconds in which a child may neither report, print, compute nor read or write."""
+    busy_silence_s: float = 86400.0
+    """`QLORA_BUSY_SILENCE_S`: seconds in which a child that computes, reads or writes may neither report nor print."""
+    log_bytes: int = 64 << 20
+    """`QLORA_LOG_MB`: size of a train.log above which its middle is left out."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunnerSettings:
     """Where things lie on this host and how patient we are."""
 
@@ -47,9 +61,11 @@ class RunnerSettings:
     """`QLORA_ALLOW_MODELS`, default `*`: base models that jobs may train on here, as patterns, comma-separated."""
     allow_datasets: tuple[str, ...] = ("*",)
     """`QLORA_ALLOW_DATASETS`, default `*`: hub datasets that jobs may read here, likewise."""
+    child: ChildLimits = ChildLimits()
 
 
 LEAST_EVENTS = 100
+_MB = 1 << 20
 
 
 def _events(environ: Mapping[str, str], name: str, default: int) -> int:
@@ -82,7 +98,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
     Raises:
         UnavailableError: A variable holds something that cannot be meant.
     """
-    defaults = Retention()
+    defaults, limits = Retention(), ChildLimits()
     state_dir = Path(environ.get("QLORA_STATE_DIR") or ".qlora").absolute()
 
     def folder(name: str, default: Path) -> Path:
@@ -103,4 +119,10 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
         ),
         allow_models=_patterns(environ, "QLORA_ALLOW_MODELS"),
         allow_datasets=_patterns(environ, "QLORA_ALLOW_DATASETS"),
+        child=ChildLimits(
+            term_grace_s=_number(environ, "QLORA_TERM_GRACE_S", limits.term_grace_s),
+            silence_s=_number(environ, "QLORA_SILENCE_S", limits.silence_s),
+            busy_silence_s=_number(environ, "QLORA_BUSY_SILENCE_S", limits.busy_silence_s),
+            log_bytes=int(_number(environ, "QLORA_LOG_MB", limits.log_bytes / _MB, unit="megabytes") * _MB),
+        ),
     )

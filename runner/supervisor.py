@@ -9,10 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 
 from runner.attempt_link import AttemptLink, StoreAway
 from runner.child import Child, RunEnd, Spawn, spawn_training
+from runner.deaths import describe_hang
 from runner.errors import QLoRAError
 from runner.events import FinalEvent, JobCancelled, JobFailed, JobSucceeded, RunFailed, RunInterrupted, RunSucceeded
 from runner.host_limits import check_host_limits
@@ -20,9 +24,13 @@ from runner.jobs import JobState
 from runner.redaction import redact
 from runner.run_directory import RunDirectory, adopt_checkpoint, checkpoint_step, create_attempt
 from runner.settings import RunnerSettings
+from runner.silence import SilenceWatch
 from runner.store import Claim, LostLease, Store
 
 logger = logging.getLogger(__name__)
+
+STACKS_S = 3.0
+"""Seconds that processes which hang have for writing their stacks, which takes the kernel and no lock."""
 
 
 class AttemptEnd(StrEnum):
@@ -55,6 +63,25 @@ def run_attempt(
         spawn: Starts the child; the training itself unless a test puts something else in its place.
     """
     return _Attempt(store, claim, settings, stopping, spawn or spawn_training(settings)).run()
+
+
+class _Ending:
+    """Ends a child in stages, each when the one before has not helped in its time.
+
+    Args:
+        stages: Seconds to wait after the stage before, and what to do then.
+    """
+
+    def __init__(self, *stages: tuple[float, Callable[[], None]]) -> None:
+        self._stages = deque(stages)
+        self._since = time.monotonic()
+
+    def go_on(self) -> None:
+        """Do what it is time for."""
+        while self._stages and time.monotonic() >= self._since + self._stages[0][0]:
+            _, act = self._stages.popleft()
+            self._since = time.monotonic()
+            act()
 
 
 class _Attempt:
@@ -114,18 +141,47 @@ class _Attempt:
         return _END_OF[type(final)]
 
     def _watch(self, child: Child) -> RunEnd:
-        """Pass the child's events on, and end it in time when somebody wants it to end."""
-        deadline = float("inf")
+        """Pass the child's events on, and end it in stages when somebody wants it to end, or when it hangs."""
+        limits = self._settings.child
+        silence = SilenceWatch(child, idle_s=limits.silence_s, busy_s=limits.busy_silence_s)
+        ending: _Ending | None = None
+        hung: str | None = None
         for event in child.events():
             if event is not None:
+                silence.heard()
                 self._link.send(event)
-            if deadline == float("inf") and self._should_end():
-                child.ask_to_stop()
-                deadline = time.monotonic() + self._settings.stop_grace_s
-            if time.monotonic() > deadline:
-                logger.warning("Job %s: the child does not stop; killing it.", self._claim.job.id)
-                child.kill()
-        return child.end()
+            if ending is None and self._should_end():
+                ending = self._stop(child)
+            if ending is None and (hung := silence.hung()) is not None:
+                logger.warning("Job %s: the child %s; ending it.", self._claim.job.id, hung)
+                ending = _Ending(
+                    (0.0, partial(child.write_stacks, leader=False)),
+                    (STACKS_S if child.has_helpers else 0.0, partial(child.write_stacks, leader=True)),
+                    (STACKS_S, child.kill),
+                )
+            if ending is not None:
+                ending.go_on()
+        end = child.end()
+        if hung is not None and isinstance(end, RunFailed):
+            # How it died of our asking for its stacks says nothing.
+            return describe_hang("training process", hung, child.log_path, child.log_tail())
+        return end
+
+    def _stop(self, child: Child) -> _Ending:
+        """First a checkpoint; then its helpers may be what keeps it from ending; then nobody is asked any more."""
+        job, settings = self._claim.job.id, self._settings
+
+        def terminate() -> None:
+            logger.warning("Job %s: no checkpoint within %g s; ending the child's group.", job, settings.stop_grace_s)
+            child.terminate()
+
+        def kill() -> None:
+            logger.warning("Job %s: the child does not end; killing it.", job)
+            child.kill()
+
+        return _Ending(
+            (0.0, child.ask_to_stop), (settings.stop_grace_s, terminate), (settings.child.term_grace_s, kill)
+        )
 
     def _should_end(self) -> bool:
         return self._link.broken or self._link.stop_requested_by is not None or self._stopping.is_set()

@@ -8,18 +8,20 @@ Where the project asks for several GPUs this process launches one rank for each,
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TextIO, TypedDict
 
 from runner.child import RunEnd
-from runner.errors import QLoRAError
+from runner.errors import DiskFullError, QLoRAError
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.redaction import redact
 from runner.settings import load_settings
@@ -29,6 +31,8 @@ from runner.training.native_libraries import choose_native_settings
 from runner.training.signs_of_life import SignsOfLife
 from runner.training.stopping import StopSwitch
 
+BEAT_S = 10.0
+"""Seconds between two signs of life that are no events."""
 EXIT_STATUS: dict[type[ChildEvent], int] = {RunSucceeded: 0, RunFailed: 1, RunInterrupted: 3}
 
 
@@ -49,19 +53,42 @@ class EventWriter:
         log: `events.jsonl`, open for appending; None for a rank, whose launcher keeps that file.
         reader: The pipe to the parent.
         stop: Set when the parent no longer reads: without it nobody would ever publish the adapter.
+        beats: Whether the parent understands an empty line as a sign of life.
     """
 
-    def __init__(self, log: TextIO | None, reader: TextIO, stop: StopSwitch) -> None:
+    def __init__(self, log: TextIO | None, reader: TextIO, stop: StopSwitch, *, beats: bool = False) -> None:
         self._log = log
+        self._next_beat = time.monotonic() + BEAT_S if beats else float("inf")
         self._reader: TextIO | None = reader
         self._stop = stop
 
     def emit(self, event: ChildEvent) -> None:
-        """Write one line to both, at once."""
+        """Write one line to both, at once.
+
+        Raises:
+            OSError: The file takes no more, as on a full disk. The parent has heard of the event all the same, and the
+                next one goes to the parent alone: it is why the run ends.
+        """
         line = event.model_dump_json() + "\n"
-        if self._log is not None:
+        self._tell(line)
+        if self._log is None:
+            return
+        try:
             self._log.write(line)
             self._log.flush()
+        except OSError:
+            with suppress(OSError):  # It would write once more what it could not write just now.
+                self._log.close()
+            self._log = None
+            raise
+
+    def beat(self) -> None:
+        """Say that the training moves, now and then: an empty line, which goes into nobody's history."""
+        if time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + BEAT_S
+            self._tell("\n")
+
+    def _tell(self, line: str) -> None:
         if self._reader is None:
             return
         try:
@@ -83,7 +110,9 @@ def run(run_dir: Path, writer: EventWriter, stop: StopSwitch) -> int:
         spec = _read_spec(run_dir)
         count = spec.project.compute.gpus
         if count > 1:
-            end = run_ranks(rank_command(run_dir), count, emit=writer.emit, stop=stop, run_dir=run_dir)
+            end = run_ranks(
+                rank_command(run_dir), count, emit=writer.emit, stop=stop, run_dir=run_dir, beat=writer.beat
+            )
         else:
             settings = load_settings()
             # Imported here: loading the training stack takes seconds, and its failure is an event like any other.
@@ -97,6 +126,7 @@ def run(run_dir: Path, writer: EventWriter, stop: StopSwitch) -> int:
                 projects_dir=settings.projects_dir,
                 stop=stop,
                 on_stall=partial(_end_stalled, writer),
+                signs=SignsOfLife(beat=writer.beat),
             )
     except Exception as error:  # noqa: BLE001  # the boundary of the process: whatever happens becomes its last event
         end = _failed(error)
@@ -124,7 +154,7 @@ def run_rank(run_dir: Path, start: RankStart, writer: EventWriter, stop: StopSwi
             "models_root": settings.models_root,
             "projects_dir": settings.projects_dir,
             "on_stall": on_stall,
-            "signs": SignsOfLife(start.signs_fd, start.rank, ranks.count()),
+            "signs": SignsOfLife(start.signs_fd, start.rank, ranks.count(), beat=writer.beat),
             "rows_at_once": start.rows_at_once,
         }
         if start.rank == 0:
@@ -154,7 +184,9 @@ def _end_stalled(writer: EventWriter, stalled: RunFailed) -> None:
 
 
 def _failed(error: Exception) -> RunFailed:
-    sys.stderr.write(redact(traceback.format_exc()))
+    # The event tells what matters also where train.log takes no more.
+    with suppress(OSError):
+        sys.stderr.write(redact(traceback.format_exc()))
     return failure_of(error)
 
 
@@ -162,6 +194,12 @@ def failure_of(error: Exception) -> RunFailed:
     """Turn an exception into the event that people see, tokens redacted."""
     if isinstance(error, QLoRAError):
         return RunFailed(code=error.code, message=redact(error.message), hint=error.hint and redact(error.hint))
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return RunFailed(
+            code=DiskFullError.code,
+            message=f"The disk is full where the run directory lies: {redact(str(error))}",
+            hint="Free some space, then start the job again.",
+        )
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return RunFailed(
@@ -173,6 +211,10 @@ def failure_of(error: Exception) -> RunFailed:
 
 def main(arguments: list[str]) -> int:
     """Parse the command line and run."""
+    choose_native_settings()
+    # Before the imports: a stop that comes while they run must not kill us.
+    stop = StopSwitch()
+    stop.listen(signal.SIGTERM, signal.SIGINT)
     parser = argparse.ArgumentParser(prog="python -m runner.training")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--events-fd", type=int, help="write events to this descriptor, default standard output")
@@ -183,10 +225,6 @@ def main(arguments: list[str]) -> int:
     rank: int | None = options.rank
     if not options.run_dir.is_dir():
         parser.error(f"{options.run_dir} is no folder")
-    choose_native_settings()
-    # Before the imports: a stop that comes while they run must not kill us.
-    stop = StopSwitch()
-    stop.listen(signal.SIGTERM, signal.SIGINT)
     if rank is not None:
         obey_launcher(rank)
     with ExitStack() as stack:
@@ -200,9 +238,9 @@ def main(arguments: list[str]) -> int:
         reader = stack.enter_context(open(events_fd, "w", encoding="utf-8"))  # noqa: PTH123  # a descriptor
         if rank is not None:
             start = RankStart(rank, events_fd, options.rendezvous_fd, options.signs_fd, options.rows_at_once)
-            return run_rank(options.run_dir, start, EventWriter(None, reader, stop), stop)
+            return run_rank(options.run_dir, start, EventWriter(None, reader, stop, beats=rank == 0), stop)
         log = stack.enter_context((options.run_dir / "events.jsonl").open("a", encoding="utf-8"))
-        return run(options.run_dir, EventWriter(log, reader, stop), stop)
+        return run(options.run_dir, EventWriter(log, reader, stop, beats=options.events_fd is not None), stop)
 
 
 if __name__ == "__main__":

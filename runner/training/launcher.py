@@ -34,7 +34,8 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from runner.child import STALLED, RunEnd, describe_silent_death
+from runner.child import STALLED, RunEnd
+from runner.deaths import describe_silent_death, kernel_kills
 from runner.event_lines import parse_event
 from runner.events import BatchHalved, ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.redaction import redact
@@ -129,7 +130,13 @@ def obey_launcher(rank: int) -> None:
 
 
 def run_ranks(
-    command: RankCommand, count: int, *, emit: Callable[[ChildEvent], None], stop: StopSwitch, run_dir: Path
+    command: RankCommand,
+    count: int,
+    *,
+    emit: Callable[[ChildEvent], None],
+    stop: StopSwitch,
+    run_dir: Path,
+    beat: Callable[[], None] = lambda: None,
 ) -> RunEnd:
     """Start the ranks and see them to their end, anew whenever memory runs out; none lives when this returns.
 
@@ -139,10 +146,11 @@ def run_ranks(
         emit: Gets every event of rank 0 but the last, which is returned; and `batch_halved` of whichever rank.
         stop: Passed on to rank 0 alone, which stops the others at the same step.
         run_dir: The attempt's folder, whose train.log this process's standard error goes to.
+        beat: Called whenever rank 0 says that it lives.
     """
     rows_at_once = None
     while True:
-        end = _run_once(command, count, rows_at_once, emit=emit, stop=stop, log_path=run_dir / "train.log")
+        end = _run_once(command, count, rows_at_once, emit=emit, beat=beat, stop=stop, log_path=run_dir / "train.log")
         if not isinstance(end, BatchHalved):
             return end
         # Looked for now that nobody writes any more: the rank itself may not have seen the last one completed.
@@ -160,6 +168,7 @@ def _run_once(
     rows_at_once: int | None,
     *,
     emit: Callable[[ChildEvent], None],
+    beat: Callable[[], None],
     stop: StopSwitch,
     log_path: Path,
 ) -> RunEnd | BatchHalved:
@@ -168,7 +177,7 @@ def _run_once(
         rendezvous = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         signs = stack.enter_context(tempfile.TemporaryFile())
         signs.truncate(size_bytes(count))
-        launch = _Launch(command, count, rendezvous, signs.fileno(), rows_at_once, emit)
+        launch = _Launch(command, count, rendezvous, signs.fileno(), rows_at_once, emit, beat)
         ranks = [stack.enter_context(_Rank(number, launch)) for number in range(count)]
         rendezvous.close()
         selector = stack.enter_context(selectors.DefaultSelector())
@@ -252,6 +261,8 @@ class _Launch:
     rows_at_once: int | None
     emit: Callable[[ChildEvent], None]
     """Gets all of rank 0's events but the last."""
+    beat: Callable[[], None]
+    """Called for every empty line among them."""
 
 
 class _Rank:
@@ -264,11 +275,13 @@ class _Rank:
         """What shall be tried instead, where it has run out of memory."""
         self._number = number
         self._emit = launch.emit
+        self._beat = launch.beat
         self._unread_events = b""
         self._unread_output = b""
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._failure: _Failure | None = None
         self._events_over = False
+        self._kills_before = kernel_kills()
         self.events, events_write = os.pipe()
         self.output, output_write = os.pipe()
         os.set_blocking(self.events, False)
@@ -291,17 +304,16 @@ class _Rank:
             os.close(output_write)
 
     def read_events(self) -> bool:
-        """Take in what lies in the pipe; pass on all of rank 0's events but the last.
-
-        Returns:
-            Whether more may come.
-        """
+        """Take in what lies in the pipe; pass on all of rank 0's events but the last. Tells whether more may come."""
         try:
             data = os.read(self.events, 1 << 16)
         except BlockingIOError:
             return False
         *lines, self._unread_events = (self._unread_events + data).split(b"\n")
         for line in lines:
+            if not line:
+                self._beat()
+                continue
             try:
                 event = parse_event(line)
             except ValidationError:
@@ -317,11 +329,7 @@ class _Rank:
         return bool(data)
 
     def read_output(self) -> bool:
-        """Write what it printed to our standard error, every line marked with its rank.
-
-        Returns:
-            Whether more may come.
-        """
+        """Write what it printed to our standard error, every line marked. Tells whether more may come."""
         try:
             data = os.read(self.output, 1 << 16)
         except BlockingIOError:
@@ -344,7 +352,9 @@ class _Rank:
             self._drain(self.read_output)
             name = f"training process of rank {self._number}"
             tail = redact("\n".join(self._tail))[-_TAIL_CHARACTERS:]
-            self._failure = _Failure(describe_silent_death(name, status, log_path, tail), status)
+            killed = kernel_kills() - self._kills_before
+            told = describe_silent_death(name, status, log_path, tail, kernel_killed=killed)
+            self._failure = _Failure(told, status)
         return self._failure
 
     def runs(self) -> bool:

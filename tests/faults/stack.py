@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bot.local.parts import Part, require_alive
@@ -62,6 +64,26 @@ class Stack:
             return kind in kinds
 
         self.wait(seen, f"{kind} of {job_id}")
+
+    def kinds(self, job_id: str) -> list[str]:
+        """Kinds of a job's events so far."""
+        return [str(stored.event.kind) for stored in self.store.events(job_id)]
+
+    def restart(self, part: Part) -> None:
+        """Stop a part with SIGTERM, as an update does, and start it anew as it was."""
+        process = psutil.Process(part.process.pid)
+        command, environment = process.cmdline(), process.environ()
+        part.process.terminate()
+        assert part.process.wait(PATIENCE_S) == 0
+        with part.log.open("ab") as output:
+            part.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def wait_until_told(self, job_id: str) -> list[Message]:
         """Wait until the job is over and its last event stands in the thread; returns the thread, root first."""

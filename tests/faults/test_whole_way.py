@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bot.workspace.records import Message
@@ -112,6 +113,33 @@ def test_a_stop_in_mid_training_leaves_a_checkpoint_and_ends_the_job_as_cancelle
     assert end.checkpoint is not None
     assert (Path(end.checkpoint) / "complete").exists()
     assert "Cancelled" in thread[-1].text
+
+
+def test_a_worker_that_is_restarted_in_mid_training_hands_its_job_over_with_a_checkpoint(stack: Stack) -> None:
+    job = stack.start("/qlora start demo num_train_epochs=500 logging_steps=1")
+    stack.wait_for_event(job.id, "metrics_logged")
+    owner = stack.store.get(job.id).worker
+    (part,) = [part for part in stack.parts if part.name == owner]
+    processes = [psutil.Process(part.process.pid), *psutil.Process(part.process.pid).children(recursive=True)]
+
+    stack.restart(part)
+    stack.wait(
+        lambda: stack.kinds(job.id)[-1:] == ["metrics_logged"] and stack.store.get(job.id).attempt == 2, "resumed"
+    )
+    stack.workspace.command(f"/qlora stop {job.id}")
+    thread = stack.wait_until_told(job.id)
+    job = stack.store.get(job.id)
+    events = [stored.event for stored in stack.store.events(job.id)]
+
+    assert job.state == "cancelled"
+    assert not job.lost_hosts
+    [interrupted, _] = [event for event in events if event.kind == "run_interrupted"]
+    started = [event.resumed_from_step for event in events if event.kind == "training_started"]
+    assert started == [0, interrupted.step]
+    assert interrupted.step > 0
+    assert [event.reason for event in events if event.kind == "job_requeued"] == ["worker-stopped"]
+    assert not any("was lost" in message.text for message in thread), texts(thread)
+    assert not any(process.is_running() for process in processes)
 
 
 def test_a_killed_worker_s_job_is_resumed_by_another_from_the_last_checkpoint(stack: Stack) -> None:

@@ -17,8 +17,9 @@ import psutil
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from runner.child import EVENTS_FD, Child, Spawn
+from runner.child import Child, Spawn
 from runner.errors import SpecError
+from runner.process_group import EVENTS_FD
 from runner.projects import load_project
 from runner.settings import RunnerSettings, load_settings
 

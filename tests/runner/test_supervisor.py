@@ -1,92 +1,31 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 from runner.child import Child, Spawn
 from runner.embedded_redis import EmbeddedRedis
-from runner.jobs import JobState, WorkerInfo
+from runner.jobs import JobState
 from runner.redis_client import build_client
-from runner.settings import Retention, RunnerSettings, load_settings
+from runner.settings import ChildLimits, Retention, RunnerSettings, load_settings
 from runner.spec import RunSpec
-from runner.store import Claim, Store
-from runner.supervisor import AttemptEnd, run_attempt
+from runner.store import Store
+from runner.supervisor import AttemptEnd
+from tests.runner.attempt_bench import Bench
 
 Scripted = Callable[[str], Spawn]
 Eventually = Callable[..., None]
+IsGone = Callable[[int], bool]
 
 IGNORES_TERM = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nmetrics(1)\ntime.sleep(120)"
-
-
-class Attempt:
-    """An attempt that runs in a thread of its own, as it does below Dramatiq."""
-
-    def __init__(self, store: Store, claim: Claim, settings: RunnerSettings, spawn: Spawn) -> None:
-        self.claim = claim
-        self.stopping = threading.Event()
-        self.children: list[Child] = []
-        self.end: AttemptEnd | None = None
-
-        def spawn_and_remember(run_dir: Path) -> Child:
-            self.children.append(spawn(run_dir))
-            return self.children[-1]
-
-        def run() -> None:
-            self.end = run_attempt(store, claim, settings, stopping=self.stopping, spawn=spawn_and_remember)
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-
-    def wait(self) -> AttemptEnd:
-        self._thread.join(40)
-        assert self.end is not None, "the attempt did not end"
-        return self.end
-
-
-class Bench:
-    """A store with one job in it, and attempts of that job."""
-
-    def __init__(self, store: Store, spec: RunSpec, settings: RunnerSettings, eventually: Eventually) -> None:
-        self.store = store
-        self.settings = settings
-        self._eventually = eventually
-        self.job_id = store.submit(spec, submitted_by="UANN", origin={}, request_id="r1").id
-
-    def claim(self, name: str = "host-a:1") -> Claim:
-        now = datetime.now(UTC)
-        worker = WorkerInfo(
-            name=name,
-            host=name.split(":", maxsplit=1)[0],
-            pool="cpu",
-            device="cpu (2 threads)",
-            stack="current",
-            started_at=now,
-            last_seen_at=now,
-        )
-        claim = self.store.claim("cpu", worker)
-        assert claim is not None
-        return claim
-
-    def start(self, spawn: Spawn) -> Attempt:
-        return Attempt(self.store, self.claim(), self.settings, spawn)
-
-    @property
-    def state(self) -> JobState:
-        return self.store.get(self.job_id).state
-
-    @property
-    def kinds(self) -> list[str]:
-        return [stored.event.kind for stored in self.store.events(self.job_id)]
-
-    def wait_for(self, kind: str) -> None:
-        self._eventually(lambda: kind in self.kinds)
 
 
 @pytest.fixture
@@ -96,7 +35,14 @@ def settings(tmp_path: Path) -> RunnerSettings:
 
 @pytest.fixture
 def impatient(tmp_path: Path) -> RunnerSettings:
-    return load_settings({"QLORA_STATE_DIR": str(tmp_path), "QLORA_STOP_GRACE_S": "0.5", "QLORA_HOST": "host-a"})
+    return load_settings(
+        {
+            "QLORA_STATE_DIR": str(tmp_path),
+            "QLORA_STOP_GRACE_S": "0.5",
+            "QLORA_TERM_GRACE_S": "0.5",
+            "QLORA_HOST": "host-a",
+        }
+    )
 
 
 @pytest.fixture
@@ -230,6 +176,42 @@ def test_a_child_that_ignores_the_stop_is_killed_when_its_grace_is_over(
     final = bench.store.events(bench.job_id)[-1].event
     assert final.kind == "job_cancelled"
     assert final.step == 7
+
+
+def test_a_child_that_only_its_helpers_keep_from_ending_is_cancelled_once_they_are_ended(
+    store: Store, run_spec: RunSpec, impatient: RunnerSettings, eventually: Eventually, scripted: Scripted
+) -> None:
+    patient = dataclasses.replace(impatient, child=ChildLimits(term_grace_s=600.0))
+    bench = Bench(store, run_spec, patient, eventually)
+    body = """
+    helper = subprocess.Popen(["sleep", "600"])
+    metrics(helper.pid)
+    status = helper.wait()
+    emit("run_failed", code="training", message=f"the helper ended with {status}")
+    sys.exit(1)
+    """
+    attempt = bench.start(scripted(body))
+    bench.wait_for("metrics_logged")
+
+    bench.store.request_stop(bench.job_id, "UBOB")
+
+    assert attempt.wait() is AttemptEnd.CANCELLED
+    assert "the helper ended with -15" in [
+        stored.event.message for stored in bench.store.events(bench.job_id) if stored.event.kind == "run_failed"
+    ]
+
+
+def test_the_watcher_outlives_the_second_stage_of_a_stop(scripted: Scripted, tmp_path: Path, is_gone: IsGone) -> None:
+    with scripted("metrics(1)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nmetrics(2)\ntime.sleep(60)")(
+        tmp_path
+    ) as child:
+        told = [event for event in itertools.islice(child.events(), 200) if event is not None]
+        watcher = psutil.Process(child.pid).children()[0]
+        child.terminate()
+        child.terminate()
+        assert child.running
+        assert not is_gone(watcher.pid)
+    assert len(told) == 2
 
 
 def test_a_worker_that_has_to_go_gives_the_job_back_to_the_queue(bench: Bench, scripted: Scripted) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from runner.deaths import describe_silent_death, kernel_kills
 from runner.errors import AdapterError, TrainingError
 from runner.events import AdapterVerified
 from runner.training.launcher import environment_of_one
@@ -31,6 +32,8 @@ class VerifyingProcess:
             "--models-root", str(models_root), "--wait",
         ]  # fmt: skip
         self._process: subprocess.Popen[str] | None = None
+        self._log_path = run_dir / "train.log"
+        self._kills_before = kernel_kills()
 
     def start(self) -> None:
         """Let it import; it takes no device memory before `begin`."""
@@ -52,14 +55,14 @@ class VerifyingProcess:
             process.stdin.write("begin\n")  # type: ignore[union-attr]  # piped in start
             process.stdin.flush()  # type: ignore[union-attr]  # piped in start
         except BrokenPipeError as error:
-            raise _died(process.wait()) from error
+            raise self._died(process.wait()) from error
 
     def result(self, stop: StopSwitch) -> AdapterVerified:
         """Wait for the verdict.
 
         Raises:
-            AdapterError: The adapter was refused, or the process died.
-            TrainingError: The base model could not be loaded a second time.
+            AdapterError: The adapter was refused.
+            TrainingError: The base model could not be loaded a second time, or the process died.
             StopRequestedError: The switch was set.
         """
         process = self._running()
@@ -77,7 +80,7 @@ class VerifyingProcess:
             problem = json.loads(lines[-1])
             kind = AdapterError if problem["code"] == AdapterError.code else TrainingError
             raise kind(problem["message"], hint=problem["hint"], code=problem["code"])
-        raise _died(process.returncode)
+        raise self._died(process.returncode)
 
     def __enter__(self) -> Self:
         return self
@@ -96,9 +99,8 @@ class VerifyingProcess:
             raise RuntimeError("The verifying process was not started.")
         return self._process
 
-
-def _died(exit_status: int) -> AdapterError:
-    return AdapterError(
-        f"The verifying process died with exit status {exit_status} before it could judge the adapter.",
-        hint="Its traceback is in train.log in the run directory.",
-    )
+    def _died(self, exit_status: int) -> TrainingError:
+        # It printed into the log of the whole run, whose last lines may be anybody's.
+        killed = kernel_kills() - self._kills_before
+        told = describe_silent_death("verifying process", exit_status, self._log_path, "", kernel_killed=killed)
+        return TrainingError(told.message, hint=told.hint, code=told.code)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from runner.child import EVENTS_FD, Child
+from runner.child import Child
 from runner.errors import TrainingError
 from runner.events import RunFailed
 from runner.hyperparameters import Training
+from runner.process_group import EVENTS_FD
 from runner.resuming import RunFacts
 from runner.spec import RunSpec
 from runner.training.data.mix import mix_data
