@@ -34,6 +34,7 @@ lint: $(VENV)/installed  ## style, types, who may import whom
 
 bench: $(VENV)/installed  ## figures, measured here and now
 	@$(BIN)/python -m tests.benchmarks.bot_footprint
+	@$(BIN)/python -m tests.benchmarks.claim_to_step
 	@$(BIN)/python -m tests.benchmarks.plan_accuracy
 	@$(BIN)/python -m tests.benchmarks.config_guard
 	@$(BIN)/python -m tests.benchmarks.training_parity

@@ -17,17 +17,20 @@ from typing import Self
 
 from pydantic import ValidationError
 
+from runner import process_group
 from runner.deaths import describe_silent_death, is_full, kernel_kills, name_of_death
 from runner.event_lines import parse_event
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.group_work import members
-from runner.process_group import EVENTS_FD, ProcessGroup
+from runner.process_group import ProcessGroup
 from runner.redaction import redact
 from runner.settings import RunnerSettings
 from runner.train_log import LIMIT_BYTES, TrainLog
 
 logger = logging.getLogger(__name__)
 
+EVENTS_FD = process_group.EVENTS_FD
+"""The descriptor on which a child finds its event pipe."""
 STALLED = "stalled"
 """Code of a training that does not move."""
 _TOO_LATE = b"Timeout ("
@@ -93,6 +96,8 @@ class Child:
         exit_grace_s: Seconds between its last event and its exit, after which it is killed: there is nothing left for
             it to do, and interpreters full of native libraries take seconds to come down, or hang.
         log_limit_bytes: About how large train.log may become; above that its middle is left out.
+        start: Brings its processes into being; `runner.standby` has another way than to start the command.
+        after: Called when its group is gone.
     """
 
     def __init__(
@@ -103,19 +108,22 @@ class Child:
         environ: Mapping[str, str],
         exit_grace_s: float = 2.0,
         log_limit_bytes: int = LIMIT_BYTES,
+        start: Callable[..., ProcessGroup] = ProcessGroup,
+        after: Callable[[], None] = lambda: None,
     ) -> None:
         self.log_path = run_dir / "train.log"
         self._last: RunEnd | None = None
         self._asked_to_stop = False
-        self._terminated = False
+        self._terminated = self._closed = False
         self._exit_grace_s = exit_grace_s
+        self._after = after
         self._partial = b""
         self._refused = 0
         self._log = TrainLog(self.log_path, log_limit_bytes)
         self._gave_sign = False
         self._kills_before = kernel_kills()
         with self.log_path.open("ab") as log:
-            self._group = ProcessGroup(command, log=log, environ=environ)
+            self._group = start(command, log=log, environ=environ)
 
     @property
     def pid(self) -> int:
@@ -237,7 +245,10 @@ class Child:
 
     def close(self) -> None:
         """End the group, wherever it stands, and free what belongs to it."""
-        self._group.close()
+        if not self._closed:
+            self._closed = True
+            self._group.close()
+            self._after()
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runner.process_group import WATCHER
 
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -24,6 +25,15 @@ class Work:
 def members(group: int) -> list[int]:
     """Process ids of a group, youngest first, without its watcher."""
     return sorted((pid for pid, name, _ in _processes(group) if name != WATCHER), reverse=True)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process holds, shared pages included; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    return int(fields[1]) * _PAGE_BYTES
 
 
 def work_of(group: int) -> dict[int, Work]:

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import BinaryIO
 
 EVENTS_FD = 4
@@ -41,6 +41,8 @@ class ProcessGroup:
         self, command: Sequence[str], *, log: BinaryIO, environ: Mapping[str, str], pass_fds: Sequence[int] = ()
     ) -> None:
         self._killed = False
+        self.resources = ExitStack()
+        """What is freed when the group is gone."""
         self.events, events_child = os.pipe()
         lifeline_child, self._lifeline = os.pipe()
         try:
@@ -114,3 +116,4 @@ class ProcessGroup:
         os.close(self._lifeline)
         os.close(self.events)
         self.events = self._lifeline = -1
+        self.resources.close()

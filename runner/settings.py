@@ -34,6 +34,8 @@ class ChildLimits:
     """`QLORA_BUSY_SILENCE_S`: seconds in which a child that computes, reads or writes may neither report nor print."""
     log_bytes: int = 64 << 20
     """`QLORA_LOG_MB`: size of a train.log above which its middle is left out."""
+    standby_bytes: int = 2 << 30
+    """`QLORA_STANDBY_MB`: the most that the standby child of a worker may hold in memory; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,11 @@ def _patterns(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in (environ.get(name) or "*").split(",") if part.strip())
 
 
+def _standby_bytes(environ: Mapping[str, str], default: int) -> int:
+    name = "QLORA_STANDBY_MB"
+    return 0 if environ.get(name) == "0" else int(_number(environ, name, default / _MB, unit="megabytes") * _MB)
+
+
 def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
     """Read the environment.
 
@@ -123,6 +130,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
             term_grace_s=_number(environ, "QLORA_TERM_GRACE_S", limits.term_grace_s),
             silence_s=_number(environ, "QLORA_SILENCE_S", limits.silence_s),
             busy_silence_s=_number(environ, "QLORA_BUSY_SILENCE_S", limits.busy_silence_s),
+            standby_bytes=_standby_bytes(environ, limits.standby_bytes),
             log_bytes=int(_number(environ, "QLORA_LOG_MB", limits.log_bytes / _MB, unit="megabytes") * _MB),
         ),
     )

@@ -27,6 +27,7 @@ from runner.jobs import WorkerInfo
 from runner.queue import build_broker, issue_ticket, queue_name
 from runner.reconciler import Reconciler, look_every_s
 from runner.settings import RunnerSettings
+from runner.standby import spawning
 from runner.store import Claim, Store
 from runner.supervisor import AttemptEnd, run_attempt
 from runner.versions import format_versions, report_versions, require_working_stack
@@ -210,7 +211,14 @@ def run_worker(settings: RunnerSettings, *, pool: str, name: str | None = None, 
     """
     require_working_stack()
     url = resolve_redis_url(settings)
-    worker = PoolWorker(settings, url, pool=pool, name=name or f"{settings.host}:{os.getpid()}", spawn=spawn)
+    with spawning(settings, spawn) as ready_spawn:
+        worker = PoolWorker(settings, url, pool=pool, name=name or f"{settings.host}:{os.getpid()}", spawn=ready_spawn)
+        _end_on_signals(worker)
+        worker.run()
+    return 0
+
+
+def _end_on_signals(worker: PoolWorker) -> None:
     stop_asked = False
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -223,5 +231,3 @@ def run_worker(settings: RunnerSettings, *, pool: str, name: str | None = None, 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    worker.run()
-    return 0

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO, TypedDict
 
-from runner.child import RunEnd
+from runner.child import TRAINING_PROGRAM, RunEnd
 from runner.errors import DiskFullError, QLoRAError
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
 from runner.redaction import redact
@@ -210,11 +210,21 @@ def failure_of(error: Exception) -> RunFailed:
 
 
 def main(arguments: list[str]) -> int:
-    """Parse the command line and run."""
+    """Parse the command line and run; with `--standby FD` first wait for it (`runner.standby`)."""
     choose_native_settings()
     # Before the imports: a stop that comes while they run must not kill us.
     stop = StopSwitch()
     stop.listen(signal.SIGTERM, signal.SIGINT)
+    if arguments[:1] == ["--standby"]:
+        # Imported here, as in `run`.
+        from runner.training import standby  # noqa: PLC0415
+
+        given = standby.wait_for_job(int(arguments[1]), stop)
+        if given is None:
+            return 0
+        arguments = given
+        if standby.needs_fresh_process(Path(arguments[0])):
+            os.execv(sys.executable, [*TRAINING_PROGRAM, *arguments])  # noqa: S606 - our own program, as it was started
     parser = argparse.ArgumentParser(prog="python -m runner.training")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--events-fd", type=int, help="write events to this descriptor, default standard output")

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from runner.child import Child, Spawn
@@ -23,7 +21,6 @@ from tests.runner.attempt_bench import Bench
 
 Scripted = Callable[[str], Spawn]
 Eventually = Callable[..., None]
-IsGone = Callable[[int], bool]
 
 IGNORES_TERM = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nmetrics(1)\ntime.sleep(120)"
 
@@ -199,19 +196,6 @@ def test_a_child_that_only_its_helpers_keep_from_ending_is_cancelled_once_they_a
     assert "the helper ended with -15" in [
         stored.event.message for stored in bench.store.events(bench.job_id) if stored.event.kind == "run_failed"
     ]
-
-
-def test_the_watcher_outlives_the_second_stage_of_a_stop(scripted: Scripted, tmp_path: Path, is_gone: IsGone) -> None:
-    with scripted("metrics(1)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nmetrics(2)\ntime.sleep(60)")(
-        tmp_path
-    ) as child:
-        told = [event for event in itertools.islice(child.events(), 200) if event is not None]
-        watcher = psutil.Process(child.pid).children()[0]
-        child.terminate()
-        child.terminate()
-        assert child.running
-        assert not is_gone(watcher.pid)
-    assert len(told) == 2
 
 
 def test_a_worker_that_has_to_go_gives_the_job_back_to_the_queue(bench: Bench, scripted: Scripted) -> None:
