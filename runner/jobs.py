@@ -42,9 +42,8 @@ class JobState(StrEnum):
     Out: the attempt's end, whichever it is. After a crash the reconciler ends the job as cancelled, once the lease has
     run out."""
     SUCCEEDED = "succeeded"
-    """The verified adapter is published. In: the end of the attempt that holds the job. Final. A worker that crashes
-    between publishing and telling leaves the job running; the adapter of its next attempt takes the place of this
-    one's."""
+    """The verified adapter is published. In: the end of the attempt that holds the job. Final. After a
+    crash between publishing and telling the job is queued again, and its next attempt tells what was published."""
     FAILED = "failed"
     """Ended by an error that a retry would meet again. In: the end of the attempt that holds the job, or the
     reconciler, see above. Final; `retry` makes a new job."""

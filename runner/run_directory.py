@@ -59,6 +59,11 @@ class RunDirectory:
         return self.path / "adapter"
 
     @property
+    def result_path(self) -> Path:
+        """What the job's end is going to say (`leave_result`)."""
+        return self.path / "result.json"
+
+    @property
     def published_path(self) -> Path:
         """Where people find the adapter."""
         return self.job_dir / "adapter"
@@ -66,6 +71,31 @@ class RunDirectory:
     def newest_checkpoint(self) -> Path | None:
         """The complete checkpoint with the most steps among all attempts of this job, None where there is none."""
         return newest_checkpoint(self.job_dir)
+
+    def leave_result(self, result: str) -> None:
+        """Note what is told once the adapter is published: the host may go down between the two.
+
+        Raises:
+            UnavailableError: The file system refuses.
+        """
+        try:
+            with self.result_path.open("w", encoding="utf-8") as file:
+                file.write(result)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _unusable(self.result_path, error) from error
+
+    def published_result(self) -> str | None:
+        """What the attempt of this job has left that has published its adapter; None while none has.
+
+        Only publishing takes an attempt's adapter out of its folder, and nothing else puts one where people find it.
+        """
+        if not self.published_path.is_dir():
+            return None
+        found = [path for path in self.job_dir.glob("attempt-*/result.json") if not (path.parent / "adapter").exists()]
+        newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+        return None if newest is None else newest.read_text(encoding="utf-8")
 
     def publish(self) -> Path:
         """Move this attempt's adapter to where people find it.

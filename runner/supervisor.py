@@ -117,6 +117,9 @@ class _Attempt:
         try:
             check_host_limits(job.spec, self._settings)
             run_directory = create_attempt(self._settings.output_root, job.spec, job.id, job.attempt)
+            published = run_directory.published_result()
+            if published is not None:
+                return self._tell(JobSucceeded.model_validate_json(published))
             if job.resume and job.retry_of is not None:
                 adopt_checkpoint(run_directory, job.retry_of)
             with self._spawn(run_directory.path) as child:
@@ -136,6 +139,9 @@ class _Attempt:
             logger.exception("Job %s: the supervisor failed.", job.id)
             message = f"The worker failed: {type(error).__name__}: {error}"
             final = JobFailed(code="internal", message=redact(message), hint="Look into the worker's own log.")
+        return self._tell(final)
+
+    def _tell(self, final: FinalEvent) -> AttemptEnd:
         self._link.drain(give_up=self._out_of_time)
         self._link.insist(lambda: self._store.finish(self._claim, final), give_up=self._out_of_time)
         return _END_OF[type(final)]
@@ -201,7 +207,11 @@ class _Attempt:
     def _final_event(self, end: RunEnd, run_directory: RunDirectory) -> FinalEvent:
         match end:
             case RunSucceeded():
-                return JobSucceeded(summary=end.summary, adapter_path=str(run_directory.publish()))
+                succeeded = JobSucceeded(summary=end.summary, adapter_path=str(run_directory.published_path))
+                # Should we end between publishing and telling, the next attempt tells it and does not train again.
+                run_directory.leave_result(succeeded.model_dump_json())
+                run_directory.publish()
+                return succeeded
             case RunFailed():
                 return JobFailed(code=end.code, message=end.message, hint=end.hint)
             case RunInterrupted():

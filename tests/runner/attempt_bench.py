@@ -48,7 +48,7 @@ class Bench:
     def __init__(self, store: Store, spec: RunSpec, settings: RunnerSettings, eventually: Eventually) -> None:
         self.store = store
         self.settings = settings
-        self._eventually = eventually
+        self.eventually = eventually
         self.job_id = store.submit(spec, submitted_by="UANN", origin={}, request_id="r1").id
 
     def claim(self, name: str = "host-a:1") -> Claim:
@@ -78,4 +78,4 @@ class Bench:
         return [stored.event.kind for stored in self.store.events(self.job_id)]
 
     def wait_for(self, kind: str) -> None:
-        self._eventually(lambda: kind in self.kinds)
+        self.eventually(lambda: kind in self.kinds)

@@ -11,13 +11,15 @@ import pytest
 
 from runner.child import Child, Spawn
 from runner.embedded_redis import EmbeddedRedis
-from runner.jobs import JobState
+from runner.errors import UnavailableError
+from runner.events import FinalEvent
+from runner.jobs import JobRecord, JobState
 from runner.redis_client import build_client
 from runner.settings import ChildLimits, Retention, RunnerSettings, load_settings
 from runner.spec import RunSpec
-from runner.store import Store
+from runner.store import Claim, Store
 from runner.supervisor import AttemptEnd
-from tests.runner.attempt_bench import Bench
+from tests.runner.attempt_bench import Attempt, Bench
 
 Scripted = Callable[[str], Spawn]
 Eventually = Callable[..., None]
@@ -152,7 +154,7 @@ def test_a_stop_that_comes_too_late_changes_nothing(bench: Bench, scripted: Scri
     attempt = bench.start(scripted(body + "    time.sleep(0.02)\nsucceed()"))
     bench.wait_for("metrics_logged")
     bench.store.request_stop(bench.job_id, "UBOB")
-    bench._eventually(lambda: attempt.children[0]._asked_to_stop)
+    bench.eventually(lambda: attempt.children[0]._asked_to_stop)
     (attempt.children[0].log_path.parent / "go").touch()
 
     assert attempt.wait() is AttemptEnd.SUCCEEDED
@@ -253,6 +255,34 @@ def test_a_lost_lease_stops_the_child_and_publishes_nothing(bench: Bench, script
     assert not (bench.settings.output_root / "demo" / bench.job_id / "adapter").exists()
     assert bench.store.renew(rival).owned
     assert bench.kinds[-1] == "job_claimed"
+
+
+class AwayAtTheEnd(Store):
+    """Redis goes away when the adapter has just been published."""
+
+    def finish(self, claim: Claim, event: FinalEvent) -> JobRecord:
+        raise UnavailableError(f"No answer about {claim.job.id} and its {event.kind}.")
+
+
+def test_what_was_published_but_could_not_be_told_is_told_by_the_next_attempt_and_not_trained_again(
+    bench: Bench, scripted: Scripted
+) -> None:
+    settings = dataclasses.replace(bench.settings, stop_grace_s=0.1)
+    first = Attempt(AwayAtTheEnd(bench.store.client), bench.claim(), settings, scripted("succeed('first')"))
+    published = bench.settings.output_root / "demo" / bench.job_id / "adapter"
+    bench.eventually(published.exists)
+    first.stopping.set()
+    assert first.wait() is AttemptEnd.LOST
+    bench.store.client.zadd("qlora:leases", {bench.job_id: 1})
+    bench.store.expire_leases()
+
+    second = bench.start(scripted("succeed('second')"))
+
+    assert second.wait() is AttemptEnd.SUCCEEDED
+    assert second.children == []
+    assert (published / "adapter_model.safetensors").read_text() == "first"
+    job = bench.store.get(bench.job_id)
+    assert (job.adapter_path, job.summary and job.summary.steps) == (str(published), 4)
 
 
 def test_an_adapter_made_after_the_lease_was_lost_is_not_published(bench: Bench, scripted: Scripted) -> None:
