@@ -184,10 +184,15 @@ class Fleet:
             )
 
     def died(self) -> list[str]:
-        """Hosts whose worker has ended without being asked to."""
-        return [
-            name for name, host in self.hosts.items() if host.process is not None and host.process.poll() is not None
-        ]
+        """Hosts whose worker has ended without being asked to.
+
+        One that found no Valkey when it started is none of them: it is started again, as its supervisor would.
+        """
+        ended = [name for name, host in self.hosts.items() if host.process and host.process.poll() is not None]
+        for name in [name for name in ended if not self._began_to_work(name)]:
+            ended.remove(name)
+            self.start(name)
+        return ended
 
     def is_up(self, name: str) -> bool:
         """Whether a host's worker has announced itself since it was started."""
@@ -278,6 +283,10 @@ class Fleet:
         _write_through(self.server.url)
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _began_to_work(self, name: str) -> bool:
+        log = (self.folder / f"{name}.log").read_text(errors="replace")
+        return f"Worker {name}:{self.hosts[name].pid} takes jobs" in log
 
     def _announced(self, name: str) -> WorkerInfo | None:
         workers = {worker.name: worker for worker in self.store.workers()}

@@ -16,7 +16,7 @@ from tests.faults.chaos.attack import Attack
 from tests.faults.chaos.load import Load
 from tests.faults.chaos.report import table
 from tests.faults.chaos.slack_side import SlackSide, judge_threads
-from tests.faults.fleet import HERE, POOL, Fleet, port_of, running_fleet
+from tests.faults.fleet import HERE, POOL, Fleet, port_of, running_fleet, wait_until
 from tests.faults.invariants import judge
 from tests.faults.line import FaultyLine
 
@@ -59,11 +59,13 @@ def _attack(fleet: Fleet, stack: ExitStack, *, seed: int, minutes: float, report
                 _say(f"{len(attack.done):4d} {done.kind}")
             if load.failure is not None:
                 raise load.failure
-            if slack.bot_died or fleet.died():
-                raise AssertionError(f"ended by themselves: {fleet.died() or 'the bot'}")
+            died = fleet.died() + ["the bot"] * slack.bot_died()
+            if died:
+                raise AssertionError(f"ended by themselves: {', '.join(died)}")
     finally:
         load.close()
         slack.stop_typing()
+    wait_until(lambda: not fleet.died() and all(map(fleet.is_up, HOSTS)), "every worker is up")
     _say("no more faults; waiting for the ends")
     typed = [job for job in fleet.store.jobs(10**6) if job.spec.project.name == "typed"]
     fleet.accepted += [job.id for job in typed]

@@ -54,6 +54,7 @@ class SlackSide:
         self._typist = threading.Thread(target=self._keep_typing, name="typist")
         self._workspace: subprocess.Popen[bytes] | None = None
         self._bot: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
         self.told: list[str] = []
         """Ids of the jobs that the bot has told the person of."""
 
@@ -79,6 +80,8 @@ class SlackSide:
                 process.wait()
 
     def start_bot(self) -> None:
+        log = self._fleet.folder / "bot.log"
+        self._log_start = len(log.read_text(errors="replace")) if log.exists() else 0
         self._bot = self._start("bot", ["bot"])
 
     def kill_bot(self) -> None:
@@ -87,14 +90,19 @@ class SlackSide:
         self._bot.send_signal(signal.SIGKILL)
         self._bot.wait()
 
-    @property
     def bot_died(self) -> bool:
-        """Whether the bot has ended without being asked to."""
-        return self._bot is not None and self._bot.poll() is not None
+        """Whether the bot has ended without being asked to; see `Fleet.died` for one that has not come up."""
+        if self._bot is None or self._bot.poll() is None:
+            return False
+        log = (self._fleet.folder / "bot.log").read_text(errors="replace")[self._log_start :]
+        if "Listening to /qlora" in log:
+            return True
+        self.start_bot()
+        return False
 
     def wait_connected(self) -> None:
         def connected() -> bool:
-            assert not self.bot_died, "the bot has ended by itself"
+            assert not self.bot_died(), "the bot has ended by itself"
             return bool(self.people.status()["connections"])
 
         wait_until(connected, "the bot is connected")
