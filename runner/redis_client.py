@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import ClusterDownError, NoPermissionError, TryAgainError
+from redis.exceptions import ClusterDownError, NoPermissionError, NoScriptError, TryAgainError
 from redis.retry import Retry
 
 from runner.errors import UnavailableError
@@ -23,7 +23,14 @@ CONNECT_TIMEOUT_S = 5.0
 RETRIES = 8
 """With pauses of 0.05 s doubling to 1 s: a Redis that restarts within about 5 s is never noticed."""
 
-_REFUSALS = (redis.ReadOnlyError, redis.OutOfMemoryError, NoPermissionError, ClusterDownError, TryAgainError)
+_REFUSALS = (
+    redis.ReadOnlyError,
+    redis.OutOfMemoryError,
+    NoPermissionError,
+    ClusterDownError,
+    TryAgainError,
+    NoScriptError,  # redis-py has loaded it by then, into a server that was restarted or replaced right after
+)
 _NOT_NOW = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE", "UNBLOCKED")
 """First words of replies by which a server refuses work for a while: its disk is full, its replicas are gone, a script
 of somebody else's hangs, it has become a replica while we waited. redis-py has no class of their own for them."""

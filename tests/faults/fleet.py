@@ -106,6 +106,9 @@ class Fleet:
     """Ids of the jobs that a requester was told of."""
     faults: list[Fault] = field(default_factory=list)
 
+    found_dead: list[str] = field(default_factory=list)
+    """Parts that have ended by themselves and been started again since."""
+
     @property
     def outputs(self) -> Path:
         return self.folder / "outputs"

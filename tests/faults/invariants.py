@@ -55,6 +55,7 @@ def judge(fleet: Fleet) -> Verdict:
         _judge_results(fleet, job, attempts[job.id], verdict)
         _judge_end(fleet, job, attempts[job.id], verdict)
     verdict.stopped += [f"the worker of {name} ended by itself" for name in fleet.died()]
+    verdict.stopped += fleet.found_dead
     for of_one_job in attempts.values():
         for attempt in of_one_job:
             _judge_attempt(fleet, attempt, verdict)

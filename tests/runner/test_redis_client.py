@@ -87,6 +87,18 @@ def test_a_reader_who_waits_while_the_server_becomes_a_replica_is_told_that_it_i
     other.close()
 
 
+def test_a_script_that_a_server_forgot_in_the_moment_between_loading_and_calling_it_is_no_mistake_of_ours(
+    server: EmbeddedRedis,
+) -> None:
+    client = build_client(server.url, decode_responses=True)
+    sha = client.script_load("return 1")
+    client.script_flush()  # As a server that was restarted has.
+
+    with pytest.raises(UnavailableError), redis_at_hand():
+        client.evalsha(str(sha), 0)
+    client.close()
+
+
 def test_a_step_of_the_store_that_the_server_refuses_is_unavailable_and_leaves_nothing(
     server: EmbeddedRedis, run_spec: RunSpec
 ) -> None:

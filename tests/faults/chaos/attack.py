@@ -197,7 +197,7 @@ class Attack:
         """A host, its worker's process id, and now: once that worker has come up, so that a fault hits it at work."""
         name = self._a_host()
         pid = self._fleet.hosts[name].pid
-        wait_until(lambda: self._fleet.is_up(name), f"worker {name} is up")
+        wait_until(lambda: self._fleet.is_up(name) or self._fleet.died(), f"worker {name} is up")
         return name, pid, time.time()
 
     def _a_line(self) -> Any:

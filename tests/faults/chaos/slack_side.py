@@ -100,9 +100,15 @@ class SlackSide:
         self.start_bot()
         return False
 
+    def revive_bot(self) -> None:
+        """Start the bot again where it has ended by itself, which `Fleet.found_dead` tells."""
+        if self.bot_died():
+            self._fleet.found_dead.append("the bot ended by itself")
+            self.start_bot()
+
     def wait_connected(self) -> None:
         def connected() -> bool:
-            assert not self.bot_died(), "the bot has ended by itself"
+            self.revive_bot()
             return bool(self.people.status()["connections"])
 
         wait_until(connected, "the bot is connected")
