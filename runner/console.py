@@ -82,9 +82,9 @@ def describe_event(event: ChildEvent, seen: Collection[str] = ()) -> list[str]: 
         case Evaluated():
             return _answers(event, seen)
         case AdapterSaved():
-            return [f"Adapter saved: {event.size_bytes / _MB:.1f} MB"]
+            return [f"Adapter saved: {size_text(event.size_bytes)}"]
         case AdapterVerified():
-            return [f"Adapter verified in a fresh process ({event.duration_s:.1f} s)"]
+            return [f"Adapter verified in a fresh process ({event.duration_s:.1f} s)", f"  {_logits(event)}"]
         case RunSucceeded(summary=summary):
             loss = f"training loss {summary.loss_first:.4g} → {summary.loss_last:.4g}"
             held = f", {summary.peak_bytes / _MB:,.0f} MB of memory at most" if summary.peak_bytes is not None else ""
@@ -105,6 +105,13 @@ def describe_event(event: ChildEvent, seen: Collection[str] = ()) -> list[str]: 
             return []
 
 
+def _logits(event: AdapterVerified) -> str:
+    differ = f"differ from the trained model's by at most {event.max_difference:.4g}"
+    if not event.max_difference:
+        differ = "are exactly the trained model's"
+    return f"its logits {differ}; they differ from the base model's by {event.base_difference:.4g}"
+
+
 def _held_out_so_far(event: LossEvaluated) -> str:
     best = "the best so far"
     if event.best_step != event.step:
@@ -119,6 +126,11 @@ def progress_text(event: MetricsLogged) -> str:
         f"step {event.step}/{event.total_steps}  loss {event.loss:.3f}  {event.tokens_per_s:,.0f} tokens/s"
         f"  {duration_text(event.eta_s)} left"
     )
+
+
+def size_text(size: int) -> str:
+    """Bytes to a tenth of a megabyte, or of a kilobyte where that would say nothing. Pure."""
+    return f"{size / 1000:.1f} kB" if size < _MB / 10 else f"{size / _MB:.1f} MB"
 
 
 def duration_text(seconds: float) -> str:
@@ -203,7 +215,7 @@ def _rung_failed(event: RungFailed) -> list[str]:
 
 def _receipt(event: ModelLoaded) -> list[str]:
     receipt = event.receipt
-    held = f"{receipt.model_bytes / _MB:.1f} MB, {receipt.compute_dtype} on {receipt.device}, {receipt.load_s:.1f} s"
+    held = f"{size_text(receipt.model_bytes)}, {receipt.compute_dtype} on {receipt.device}, {receipt.load_s:.1f} s"
     each = f", in each of {receipt.processes} processes" if receipt.processes > 1 else ""
     share = f"{100 * receipt.quantized_share:.0f} % of the parameters"
     counted = f"{receipt.quantized_modules} of {receipt.linear_modules} linear modules quantized, {share}"
@@ -211,8 +223,8 @@ def _receipt(event: ModelLoaded) -> list[str]:
         counted = f"{_count(receipt.linear_modules, 'linear module')}, none quantized"
     lines = [f"  {counted}, {held}{each}"]
     if receipt.load_peak_bytes is not None and receipt.steady_bytes is not None:
-        peak, steady = receipt.load_peak_bytes / _MB, receipt.steady_bytes / _MB
-        lines.append(f"  loading took {peak:.1f} MB of memory at its peak, {steady:.1f} MB of it are kept")
+        peak, steady = size_text(receipt.load_peak_bytes), size_text(receipt.steady_bytes)
+        lines.append(f"  loading took {peak} of memory at its peak, {steady} of it are kept")
     if receipt.stored_quantization:
         lines.append(f"  the base model's files are stored quantized: {receipt.stored_quantization}")
     return [*lines, *([f"⚠️ {receipt.warning}"] if receipt.warning else [])]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -40,7 +41,23 @@ def plan_text(plan: Plan) -> RenderableType:
     for check in plan.checks:
         mark = Text("✓", "green") if check.passed else Text("✗", "red")
         checks.add_row(mark, _check(check.name, check.message, check.hint))
-    return Group(*parts, "", checks, "", _verdict(plan))
+    return _WithoutTrailingSpaces(Group(*parts, "", checks, "", _verdict(plan)))
+
+
+class _WithoutTrailingSpaces:
+    """What rich pads to a table's width ends with its last letter, so that a file of it can be compared and pasted."""
+
+    def __init__(self, content: RenderableType) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self._content, options, pad=False):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                last = line.pop()
+                yield from (*line, Segment(last.text.rstrip(), last.style))
+            yield Segment.line()
 
 
 def _verdict(plan: Plan) -> Text:
@@ -54,6 +71,8 @@ def _verdict(plan: Plan) -> Text:
 
 def size_text(size: int) -> str:
     """Bytes as people say them. Pure."""
+    if size < _MB:
+        return f"{size / 1000:.0f} kB"
     return f"{size / _GB:.2f} GB" if size >= _GB else f"{size / _MB:.0f} MB"
 
 

@@ -200,7 +200,7 @@ def _job_status(answer: JobStatus, now: datetime) -> Message:
     elif not job.is_final and story.phase is not None:
         lines.append(f"Phase {story.phase}")
     if job.summary is not None:
-        lines.append(f"Loss {figure(job.summary.loss_first)} → {figure(job.summary.loss_last)}")
+        lines.append(f"Training loss {figure(job.summary.loss_first)} → {figure(job.summary.loss_last)}")
     if job.adapter_path is not None:
         lines.append(f"Adapter: {code(job.adapter_path, 1_000)}")
     if job.error_message is not None:

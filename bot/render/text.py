@@ -68,10 +68,10 @@ def percent(share: float) -> str:
 
 
 def megabytes(size: int) -> str:
-    """Bytes as decimal megabytes, or gigabytes from 10 GB on."""
+    """Bytes as decimal megabytes, gigabytes from 10 GB on, kilobytes below a tenth of a megabyte."""
     if size >= 10_000_000_000:  # noqa: PLR2004 - from here on gigabytes read better
         return f"{size / 1e9:,.1f} GB"
-    return f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e3:,.1f} kB" if size < 100_000 else f"{size / 1e6:,.1f} MB"  # noqa: PLR2004 - the tenth
 
 
 def duration(seconds: float) -> str:

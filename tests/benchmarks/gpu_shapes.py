@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.device import describe_device
+from runner.training.native_libraries import choose_native_settings
 from runner.versions import PACKAGES
 from tests.benchmarks.sides import import_plain_trl, in_a_fresh_process, our_trainer
 
@@ -63,6 +64,8 @@ def measure(side: str, folder: Path, training: dict[str, Any]) -> dict[str, Any]
     Returns:
         The figures; or `failed` alone, where the device has too little memory.
     """
+    if side == "ours":
+        choose_native_settings()  # as the training process does, before torch is imported
     from runner.errors import MemoryExhaustedError  # noqa: PLC0415  # all of this only here: the parent measures nothing
     from runner.training.accelerator import choose_device, peak_bytes  # noqa: PLC0415
     from runner.training.loading.failure_marks import is_out_of_memory  # noqa: PLC0415

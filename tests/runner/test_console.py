@@ -7,6 +7,8 @@ from rich.console import Console
 
 from runner.console import TerminalStory, describe_event, duration_text, printable
 from runner.events import (
+    AdapterSaved,
+    AdapterVerified,
     ChildEvent,
     DataMixed,
     Evaluated,
@@ -55,6 +57,21 @@ STARTED = TrainingStarted(total_steps=180, resumed_from_step=20, trainable_param
     ("event", "expected"),
     [
         (PhaseStarted(phase=Phase.MODEL), []),
+        (AdapterSaved(path="/x", size_bytes=41_234), ["Adapter saved: 41.2 kB"]),
+        (
+            AdapterVerified(max_difference=0.03, base_difference=2, duration_s=3.14),
+            [
+                "Adapter verified in a fresh process (3.1 s)",
+                "  its logits differ from the trained model's by at most 0.03; they differ from the base model's by 2",
+            ],
+        ),
+        (
+            AdapterVerified(max_difference=0.0, base_difference=2.5, duration_s=3.14),
+            [
+                "Adapter verified in a fresh process (3.1 s)",
+                "  its logits are exactly the trained model's; they differ from the base model's by 2.5",
+            ],
+        ),
         (
             RungFailed(failed=FAILED, next_rung="8bit"),
             [

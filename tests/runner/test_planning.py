@@ -112,7 +112,7 @@ def test_a_plan_reads_well(scripted: Scripted, run_spec: RunSpec, settings: Runn
     with console.capture() as shown:
         console.print(plan_text(planned))
 
-    assert [line.rstrip() for line in shown.get().splitlines()] == [
+    assert shown.get().splitlines() == [
         "demo on host-a · cpu (2 threads)",
         "",
         "data      100 rows, the longest of 30 tokens",

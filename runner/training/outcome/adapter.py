@@ -15,6 +15,7 @@ from runner.training.outcome.card import Outcome, render_card
 from runner.training.outcome.saved_weights import WEIGHTS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
@@ -151,18 +152,38 @@ def plot_loss(
     base_loss: float | None = None,
     adapter_step: int | None = None,
 ) -> None:
-    """Draw the loss over the optimizer steps of all attempts.
+    """Draw the loss over the optimizer steps of all attempts into a PNG file.
+
+    Args:
+        log_history: As `loss_figure` takes it.
+        path: The file to write.
+        title: As `loss_figure` takes it.
+        base_loss: As `loss_curves` takes it.
+        adapter_step: As `loss_figure` takes it.
+    """
+    # Imported here: matplotlib takes most of a second, and this runs beside the verifying process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+
+    figure = loss_figure(log_history, title, base_loss=base_loss, adapter_step=adapter_step)
+    FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]  # matplotlib leaves it bare
+
+
+def loss_figure(
+    log_history: Sequence[dict[str, Any]],
+    title: str = "",
+    *,
+    base_loss: float | None = None,
+    adapter_step: int | None = None,
+) -> Figure:
+    """The loss over the optimizer steps of all attempts.
 
     Args:
         log_history: The trainer's records. Held-out losses are a second curve.
-        path: The PNG file to write.
         title: Whose curve it is.
         base_loss: As `loss_curves` takes it.
         adapter_step: The step whose adapter was taken, where that is not the last one.
     """
-    # Imported here: matplotlib takes most of a second, and this runs beside the verifying process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415  # as in `plot_loss`
 
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -181,4 +202,4 @@ def plot_loss(
     axes.set_title(title, parse_math=False)
     axes.legend()
     axes.grid(visible=True, alpha=0.3)
-    FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]  # matplotlib leaves it bare
+    return figure

@@ -26,6 +26,7 @@ from runner.errors import Problem, SpecError, UsageError
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.pools import Drain, Freeze
 from runner.projects import ProjectListing
+from runner.reports import RunSummary
 from runner.spec import DatasetEntry, RunSpec
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -101,6 +102,15 @@ def test_a_failed_job_tells_what_to_do(job: JobRecord) -> None:
     )
     lines = render_answer(JobStatus(failed, Story(failed), None), now=NOW).text.split("\n")
     assert lines[-2:] == ["`dataset` Row 3 of &lt;a&gt; is empty.", "What to do: Fill it."]
+
+
+def test_a_finished_job_tells_which_loss_went_where(job: JobRecord) -> None:
+    summary = RunSummary(
+        rung="4bit", steps=4, loss_first=7.0, loss_last=0.5, train_s=1, duration_s=2, guard_interceptions=0
+    )
+    done = job.model_copy(update={"state": JobState.SUCCEEDED, "summary": summary})
+    lines = render_answer(JobStatus(done, Story(done), None), now=NOW).text.split("\n")
+    assert lines[-1] == "Training loss 7 → 0.5"
 
 
 def test_every_problem_is_shown_with_its_place() -> None:

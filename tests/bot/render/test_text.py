@@ -41,6 +41,7 @@ def test_a_bar_without_steps_is_empty() -> None:
 
 
 def test_numbers_have_units() -> None:
+    assert megabytes(12_345) == "12.3 kB"
     assert megabytes(12_345_678) == "12.3 MB"
     assert megabytes(12_345_678_901) == "12.3 GB"
     assert count(1, "row") == "1 row"

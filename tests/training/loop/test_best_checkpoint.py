@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.image import imread
 from peft.utils import get_peft_model_state_dict, load_peft_weights
 from transformers import TrainerCallback
 
@@ -24,7 +25,7 @@ from runner.training.loop.callbacks import Checkpoints, Progress, StopAtStep
 from runner.training.loop.checkpoints import complete_checkpoints, describe_run
 from runner.training.loop.lora import add_lora, settle_precision
 from runner.training.loop.trainer import AdapterTrainer, build_trainer
-from runner.training.outcome.adapter import HELD_OUT_CURVE, TRAINING_CURVE, loss_curves, plot_loss
+from runner.training.outcome.adapter import HELD_OUT_CURVE, TRAINING_CURVE, loss_curves, loss_figure, plot_loss
 from runner.training.outcome.evaluation import Questions, evaluate
 from runner.training.outcome.held_out import mean_loss
 from runner.training.stopping import StopSwitch
@@ -280,11 +281,14 @@ def test_a_best_checkpoint_that_is_gone_is_missed(stopped_early: tuple[Built, Ru
 def test_both_losses_are_drawn(stopped_early: tuple[Built, RunSpec, Path], tmp_path: Path) -> None:
     history = stopped_early[0].trainer.state.log_history
 
-    plot_loss(history, tmp_path / "both.png", base_loss=9.0, adapter_step=1)
-    plot_loss([record for record in history if "eval_loss" not in record], tmp_path / "one.png")
+    lines: Any = loss_figure(history, base_loss=9.0, adapter_step=1).axes[0].lines
+    plot_loss(history, tmp_path / "loss.png", base_loss=9.0, adapter_step=1)
 
-    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "both.png").stat().st_size > (tmp_path / "one.png").stat().st_size
+    drawn = {line.get_label().partition(":")[0]: [tuple(point) for point in line.get_xydata()] for line in lines}
+    assert drawn.pop("the adapter") == [(1, 0), (1, 1)]
+    assert drawn == loss_curves(history, base_loss=9.0)
+    assert set(drawn) == {TRAINING_CURVE, HELD_OUT_CURVE}
+    assert imread(tmp_path / "loss.png").shape == (480, 840, 4)
 
 
 def test_the_held_out_curve_begins_with_the_base_model() -> None:
