@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from runner.event_lines import parse_event
 from runner.events import DataMixed, RunSucceeded, TrainingStarted, VersionsReported
-from runner.hyperparameters import choose_optimizer
+from runner.optimizers import choose_optimizer
 from runner.plan import Preflight
 from runner.reports import RunSummary
 from runner.spec import ProjectSpec, RunSpec

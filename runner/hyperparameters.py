@@ -13,7 +13,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator
 from typing_extensions import override
 
+from runner.optimizers import Optimizer, optimizer_contradictions
 from runner.reports import Rung
+from runner.schedules import Schedule, schedule_contradictions
 from runner.strict import Contradiction, Names, Spec
 
 
@@ -21,37 +23,6 @@ def _is_not_zero(value: int) -> int:
     if value == 0:
         raise ValueError("must be at least 1, or -1 to go by num_train_epochs")
     return value
-
-
-Optimizer = Literal[
-    "auto",
-    "adamw_torch_fused",
-    "adamw_torch",
-    "adamw_8bit",
-    "paged_adamw_8bit",
-    "paged_adamw_32bit",
-    "ademamix",
-    "ademamix_8bit",
-    "paged_ademamix_8bit",
-    "lion_32bit",
-    "lion_8bit",
-    "paged_lion_8bit",
-    "adafactor",
-    "sgd",
-    "rmsprop",
-    "adagrad",
-]
-"""transformers' names, of those that need no further package and no list of modules."""
-
-
-def choose_optimizer(asked: Optimizer, *, on_cpu: bool) -> Optimizer:
-    """Take what was asked for, and for `auto` what suits the host.
-
-    Pages of optimizer state move to the host's memory when a GPU's runs short; on a CPU there is nothing to move.
-    """
-    if asked != "auto":
-        return asked
-    return "adamw_torch_fused" if on_cpu else "paged_adamw_8bit"
 
 
 class Quantization(Spec):
@@ -106,9 +77,9 @@ class Lora(Spec):
     use_dora: bool = False
     """Learn the magnitude of the weights apart from their direction (DoRA): slower, often better at low rank."""
     bias: Literal["none", "all", "lora_only"] = "none"
-    init_lora_weights: bool | Literal["gaussian"] = True
-    """True starts with an adapter that changes nothing; `gaussian` draws its first matrix otherwise; false starts at
-    random, for tests of the machinery only."""
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+    """True starts with an adapter that changes nothing; so do `gaussian` and `orthogonal`, which draw its matrices
+    otherwise; false starts at random, for tests of the machinery only."""
     layers_to_transform: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()
     """Numbers of the layers that get an adapter; empty for all of them."""
     layers_pattern: Names = ()
@@ -125,6 +96,10 @@ class Lora(Spec):
                 "says where layers_to_transform counts; set that too, or remove this",
                 ("layers_pattern", "layers_to_transform"),
             )
+        ranks = {"r": (self.r,), "rank_pattern": tuple(self.rank_pattern.values())}
+        for name, values in ranks.items():
+            if self.init_lora_weights == "orthogonal" and any(value % 2 for value in values):
+                yield Contradiction("must be even for init_lora_weights = 'orthogonal'", (name, "init_lora_weights"))
         # PEFT ignores the layers where names are matched as one pattern.
         if self.layers_to_transform and isinstance(self.target_modules, str):
             yield Contradiction(
@@ -143,17 +118,7 @@ class Training(Spec):
     """Rows a device sees at once."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    lr_scheduler_type: Literal[
-        "linear",
-        "cosine",
-        "cosine_with_restarts",
-        "cosine_with_min_lr",
-        "polynomial",
-        "constant",
-        "constant_with_warmup",
-        "inverse_sqrt",
-        "warmup_stable_decay",
-    ] = "linear"
+    lr_scheduler_type: Schedule = "linear"
     lr_scheduler_kwargs: dict[str, int | float | str] = Field(default_factory=dict)
     """What the schedule itself takes, such as `{ num_cycles = 2 }` or `{ min_lr_rate = 0.1 }`."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0
@@ -167,10 +132,12 @@ class Training(Spec):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    loss_type: Literal["nll", "dft"] = "nll"
+    """`dft` weighs each token's loss by its probability (Dynamic Fine-Tuning); held-out losses stay `nll`."""
     optim: Optimizer = "auto"
     """`auto` is paged_adamw_8bit on a GPU and adamw_torch_fused on a CPU."""
     optim_args: Annotated[str, Field(min_length=1)] | None = None
-    """What the optimizer itself takes, `name=value` with commas between."""
+    """What the optimizer itself takes, `name=value` with commas between; AdamW, Lion and Adafactor take nothing."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Tokens; longer rows are cut and counted."""
     completion_only_loss: bool = True
@@ -186,10 +153,14 @@ class Training(Spec):
     """`bfd` keeps rows whole and apart; `wrapped` cuts them where a sequence is full, and they see each other."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     """The attention's kernel; None for what transformers chooses."""
+    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
+    """Pads batches to a multiple of so many tokens, whose shapes some GPUs multiply faster; None for none."""
     group_by_length: bool = False
     """Rows of about one length in a batch: less padding, another order."""
     dataloader_num_workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that make batches; 0 makes them in the training's own, which is fast enough for tokenized rows."""
+    tf32: bool | None = None
+    """Whether float32 is multiplied as TF32, on an Ampere or newer GPU; None for transformers' default."""
     torch_empty_cache_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps between two returns of unused GPU memory; None for never."""
     gradient_checkpointing: bool = False
@@ -239,13 +210,34 @@ class Training(Spec):
                 "says how long the warmup is, and so does warmup_steps; keep one of them",
                 ("warmup_ratio", "warmup_steps"),
             )
+        warmup = next((name for name in ("warmup_ratio", "warmup_steps") if getattr(self, name)), None)
+        yield from schedule_contradictions(
+            self.lr_scheduler_type, self.lr_scheduler_kwargs, warmup, self.warmup_steps, self.max_steps
+        )
+        yield from optimizer_contradictions(self.optim, self.optim_args, self._changed())
         if self.eval_strategy == "no":
-            for name in ("load_best_model_at_end", "early_stopping_patience"):
-                if getattr(self, name):
-                    yield Contradiction('needs eval_strategy = "steps" or "epoch"', (name, "eval_strategy"))
+            needing = [name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(self, name)]
+            if self.lr_scheduler_type == "reduce_lr_on_plateau":
+                needing.append("lr_scheduler_type")
+            for name in needing:
+                yield Contradiction('needs eval_strategy = "steps" or "epoch"', (name, "eval_strategy"))
+        if self.loss_type == "dft" and self.label_smoothing_factor:
+            yield Contradiction("is left out by loss_type = 'dft'; remove it", ("label_smoothing_factor", "loss_type"))
+        if self.packing and self.pad_to_multiple_of is not None:
+            yield Contradiction("is left out by packing = true, which pads nothing", ("pad_to_multiple_of", "packing"))
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            yield Contradiction(
+                "is for early_stopping_patience; set that too, or remove this",
+                ("early_stopping_threshold", "early_stopping_patience"),
+            )
         most = self.per_device_train_batch_size
         if self.per_device_eval_batch_size is not None and self.per_device_eval_batch_size > most:
             yield Contradiction(
                 f"must be at most per_device_train_batch_size ({most}), found {self.per_device_eval_batch_size}",
                 ("per_device_eval_batch_size", "per_device_train_batch_size"),
             )
+
+    def _changed(self) -> set[str]:
+        """Names of the settings that differ from their defaults."""
+        fields = type(self).model_fields.items()
+        return {name for name, field in fields if getattr(self, name) != field.get_default(call_default_factory=True)}

@@ -12,6 +12,7 @@ import tomli
 from pydantic import BaseModel
 
 from runner.errors import OVERRIDE, Problem
+from runner.refused_settings import why_refused
 from runner.spec import ProjectSpec
 from runner.suggestions import did_you_mean
 
@@ -105,4 +106,6 @@ def _refusal(key: str, file: str) -> str:
     elsewhere = [one for one in KEYS if "." in one and one.partition(".")[2] == name]
     if elsewhere:
         return f"is not a setting; did you mean {' or '.join(map(repr, elsewhere))}?"
+    if reason := why_refused(name, key.rpartition(".")[0]):
+        return f"cannot be set: {reason}"
     return f"is not a setting{did_you_mean(key, KEYS)}"

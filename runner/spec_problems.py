@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from runner.errors import Problem
+from runner.refused_settings import why_refused, why_value_refused
 from runner.strict import ContradictionsError
 from runner.suggestions import did_you_mean
 from runner.toml_lines import KeyPath, dotted, line_of
@@ -99,15 +100,21 @@ def _place(raw: object, details: ErrorDetails) -> tuple[KeyPath, object]:
     return path, raw
 
 
+def _about_unknown(model: type[BaseModel], path: KeyPath) -> str:
+    home = _home_of(model, path)
+    if home is not None:
+        return f"unknown key here; it belongs in [{home}]"
+    if reason := why_refused(str(path[-1]), str(path[0])):
+        return f"cannot be set: {reason}"
+    return f"unknown key{did_you_mean(str(path[-1]), _known_keys(model, path[:-1])) or '; remove it'}"
+
+
 def _explain(errors: list[ErrorDetails], model: type[BaseModel], path: KeyPath, value: object) -> str:
     """One sentence for a value; the branches of a union fail one by one, and to the reader it is one finding."""
     error = errors[0]
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        home = _home_of(model, path)
-        if home is not None:
-            return f"unknown key here; it belongs in [{home}]"
-        return f"unknown key{did_you_mean(str(path[-1]), _known_keys(model, path[:-1])) or '; remove it'}"
+        return _about_unknown(model, path)
     if kind in _PLAIN:
         return _PLAIN[kind]
     if kind in {"too_long", "string_too_long"}:
@@ -117,7 +124,7 @@ def _explain(errors: list[ErrorDetails], model: type[BaseModel], path: KeyPath, 
         return str(context["error"])
     wanted = list(dict.fromkeys(_wanted(one) for one in errors))
     also = [one.removeprefix("must be ") for one in wanted[1:]]
-    return f"{' or '.join([wanted[0], *also])}, found {_shown(value)}{_guess(errors, value)}"
+    return f"{' or '.join([wanted[0], *also])}, found {_shown(value)}{_remark(errors, path, value)}"
 
 
 def _wanted(error: ErrorDetails) -> str:
@@ -132,10 +139,12 @@ def _wanted(error: ErrorDetails) -> str:
     return str(context["error"]) if kind == "value_error" else error["msg"]
 
 
-def _guess(errors: list[ErrorDetails], value: object) -> str:
-    """Guess which of the permitted words was meant."""
+def _remark(errors: list[ErrorDetails], path: KeyPath, value: object) -> str:
+    """Say why a word that a library knows is not permitted, or guess which of the permitted ones was meant."""
     if not isinstance(value, str):
         return ""
+    if reason := why_value_refused(dotted(path), value):
+        return f", which {reason}"
     listed = " ".join(str(error["ctx"]["expected"]) for error in errors if error["type"] == "literal_error")
     return did_you_mean(value, re.findall(r"'([^']*)'", listed))
 

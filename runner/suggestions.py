@@ -14,7 +14,6 @@ _BROUGHT_ALONG = {
     "adam": "adamw_torch",
     "adamw": "adamw_torch",
     "adamw_hf": "adamw_torch",
-    "adamw_bnb_8bit": "adamw_8bit",
     "paged_adamw": "paged_adamw_32bit",
     "lion": "lion_32bit",
     "16bit": "none",

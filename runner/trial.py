@@ -116,7 +116,7 @@ def _shortened(spec: RunSpec) -> RunSpec:
     if training.eval_strategy != "no":
         changed |= {"eval_strategy": "steps", "eval_steps": WARMING_STEPS + 1}
         # Nothing is to be kept, and nothing to end before we say so.
-        changed |= {"load_best_model_at_end": False, "early_stopping_patience": None}
+        changed |= {"load_best_model_at_end": False, "early_stopping_patience": None, "early_stopping_threshold": 0.0}
     project = spec.project.model_copy(update={"training": training.model_copy(update=changed)})
     return spec.model_copy(update={"project": project})
 

@@ -133,12 +133,17 @@ def test_rows_that_the_chat_template_refuses_are_named(make_spec: MakeSpec, own_
 @pytest.mark.parametrize(
     ("training", "message", "setting"),
     [
-        ({"optim_args": "beta"}, "training.optim_args = 'beta' does not suit optim = ", "training.optim_args"),
         (
-            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cicles": 1}},
-            "training.lr_scheduler_kwargs = {'num_cicles': 1} does not suit lr_scheduler_type = 'cosine': ",
+            {"optim": "sgd", "optim_args": "momentum=big"},
+            "training.optim_args = 'momentum=big' does not suit optim = 'sgd': ",
+            "training.optim_args",
+        ),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1}},
+            "training.lr_scheduler_kwargs = {'lr_end': 1} does not suit lr_scheduler_type = 'polynomial': ",
             "training.lr_scheduler_kwargs",
         ),
+        ({"tf32": True}, "training.tf32 = true needs an Ampere or newer GPU", "Remove it"),
         ({"attn_implementation": "flash_attention_2"}, "needs the package flash-attn", "sdpa"),
         ({"eval_strategy": "steps"}, "none of the rows is held out", "held_out_percentage"),
     ],

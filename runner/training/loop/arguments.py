@@ -10,18 +10,24 @@ from typing import Any
 
 import transformers
 from packaging.version import Version
+from transformers.utils.import_utils import is_torch_tf32_available
 from trl.trainer.sft_config import SFTConfig
 
 from runner.errors import TrainingError
-from runner.hyperparameters import Training, choose_optimizer
+from runner.hyperparameters import Training
+from runner.optimizers import choose_optimizer
 from runner.reports import Resolved
 from runner.spec import RunSpec
 from runner.training import ranks
 
+_NEVER = 2**53
+"""A step that no run reaches."""
 SECTIONS = ("lora", "training", "quantization")
 BITSANDBYTES_OPTIMIZERS = frozenset(
-    {"adamw_8bit", "ademamix", "ademamix_8bit", "lion_8bit", "lion_32bit"}
-    | {"paged_adamw_8bit", "paged_adamw_32bit", "paged_ademamix_8bit", "paged_lion_8bit"}
+    {"adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"}
+    | {"ademamix", "ademamix_8bit", "paged_ademamix_8bit", "paged_ademamix_32bit"}
+    | {"lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit"}
+    | {"rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"}
 )
 
 
@@ -41,6 +47,16 @@ def refuse_gpu_optimizer(training: Training) -> None:
             f"training.optim = {training.optim!r} needs a GPU with bitsandbytes {installed}, and this host has none.",
             hint='Set training.optim = "adamw_torch", or use a pool with GPUs.',
             code="optimizer",
+        )
+
+
+def refuse_tf32(training: Training) -> None:
+    """Refuse what transformers would refuse without a word about this host."""
+    if training.tf32 and not is_torch_tf32_available():
+        raise TrainingError(
+            "training.tf32 = true needs an Ampere or newer GPU, and this host has none.",
+            hint="Remove it, or use a pool with such GPUs.",
+            code="tf32",
         )
 
 
@@ -111,11 +127,13 @@ def training_arguments(training: Training, output_dir: Path, compute_dtype: str,
         # Never 0, with which transformers before 5 takes no norm at all, and the watchdog would look at nothing.
         max_grad_norm=training.max_grad_norm or math.inf,
         label_smoothing_factor=training.label_smoothing_factor,
+        loss_type=training.loss_type,
         optim=choose_optimizer(training.optim, on_cpu=on_cpu),
         optim_args=training.optim_args,
         max_length=training.max_length,
         packing=training.packing,
         packing_strategy=training.packing_strategy,
+        pad_to_multiple_of=training.pad_to_multiple_of,
         dataset_kwargs={"skip_prepare_dataset": True},
         neftune_noise_alpha=training.neftune_noise_alpha,
         logging_strategy="steps",
@@ -126,9 +144,9 @@ def training_arguments(training: Training, output_dir: Path, compute_dtype: str,
         save_strategy=training.save_strategy,
         save_steps=training.save_steps,
         save_total_limit=None,
-        # Epochs are counted by `best_checkpoint.Evaluations`.
-        eval_strategy="steps" if training.eval_strategy == "steps" else "no",
-        eval_steps=training.eval_steps or training.logging_steps,
+        # Epochs are counted by `best_checkpoint.Evaluations`; a schedule that goes by the loss demands a strategy.
+        eval_strategy="no" if training.eval_strategy == "no" else "steps",
+        eval_steps=_NEVER if training.eval_strategy == "epoch" else training.eval_steps or training.logging_steps,
         per_device_eval_batch_size=training.eval_batch_size,
         prediction_loss_only=True,
         # Makes the trainer remember the best step; its own loading of it would tie save_steps to eval_steps.
@@ -139,6 +157,7 @@ def training_arguments(training: Training, output_dir: Path, compute_dtype: str,
         torch_empty_cache_steps=training.torch_empty_cache_steps,
         bf16=compute_dtype == "bfloat16",
         fp16=compute_dtype == "float16" and not on_cpu,
+        tf32=training.tf32,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
         label_names=["labels"],

@@ -70,7 +70,7 @@ class AdapterTrainer(SFTTrainer):
             warnings.filterwarnings("ignore", message="`label_smoothing_factor` is deprecated", category=FutureWarning)
             super().__init__(**arguments)
         base: Any = arguments["model"].get_base_model()
-        self._loss_only = add_loss_only_forward(base, training.label_smoothing_factor)
+        self._loss_only = training.loss_type == "nll" and add_loss_only_forward(base, training.label_smoothing_factor)
         if training.label_smoothing_factor and not self._loss_only and not _SMOOTHS_BY_STEP:
             # Then a batch's mean is divided by the number of batches in a step, which would else be added up.
             self.model_accepts_loss_kwargs = False

@@ -31,14 +31,20 @@ logger = logging.getLogger(__name__)
 _FLOAT_BYTES = 4
 _OPTIMIZER_BYTES = {
     "adamw_8bit": 2,
+    "adamw_bnb_8bit": 2,
     "paged_adamw_8bit": 2,
     "lion_8bit": 1,
     "paged_lion_8bit": 1,
     "lion_32bit": 4,
+    "paged_lion_32bit": 4,
     "ademamix": 12,
+    "paged_ademamix_32bit": 12,
     "ademamix_8bit": 3,
     "paged_ademamix_8bit": 3,
     "rmsprop": 4,
+    "rmsprop_bnb": 4,
+    "rmsprop_bnb_8bit": 1,
+    "rmsprop_bnb_32bit": 4,
     "adagrad": 4,
     "adafactor": 0,
     "sgd": 0,
@@ -147,6 +153,8 @@ class TrainingEstimate:
             # Some work them out from the number of layers.
             if getattr(part, "layer_types", None) and not _computes(part, "layer_types"):
                 part.layer_types = part.layer_types[:1]  # type: ignore[union-attr]  # None has no such attribute
+        if self._project.training.loss_type != "nll":
+            return False
         return add_loss_only_forward(AutoModelForCausalLM.from_config(small))  # type: ignore[no-untyped-call]
 
 

@@ -94,7 +94,8 @@ def _compare(spec: RunSpec, models_root: Path, folder: Path, training: dict[str,
 
     assert len(ours) == STEPS
     assert ours == pytest.approx(_losses(trainer), rel=1e-4)
-    assert ours[-1] < ours[0]
+    # Weighed by its probability, a token's loss is low for the unlikely, too.
+    assert ours[-1] < ours[0] or training.get("loss_type") == "dft"
 
 
 # The plain script triggers warnings of its libraries that its author would live with.
@@ -104,9 +105,17 @@ def _compare(spec: RunSpec, models_root: Path, folder: Path, training: dict[str,
     [
         *((rung, sections) for sections in SECTIONS.values() for rung in ("none", "4bit")),
         ("4bit", {"training": {"packing": True, "max_length": 64}}),
+        ("none", {"training": {"packing": True, "max_length": 64, "packing_strategy": "wrapped"}}),
+        ("none", {"training": {"loss_type": "dft"}}),
         pytest.param("8bit", {}, marks=pytest.mark.skipif(not AS_TRL_1, reason="steps differ by up to 7e-4 there")),
     ],
-    ids=[*(f"{rung} with {name}" for name in SECTIONS for rung in ("none", "4bit")), "4bit with packing", "8bit"],
+    ids=[
+        *(f"{rung} with {name}" for name in SECTIONS for rung in ("none", "4bit")),
+        "4bit with packing",
+        "none with wrapped packing",
+        "none with Dynamic Fine-Tuning",
+        "8bit",
+    ],
 )
 def test_the_loss_curve_is_that_of_a_plain_trl_script(
     make_spec: MakeSpec, models_root: Path, tmp_path: Path, rung: str, sections: dict[str, Any]
