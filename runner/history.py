@@ -18,8 +18,8 @@ from runner.versions import installed_versions
 _WITHOUT_EFFECT = {
     "name", "description", "output_directory", "revision", "compute",
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "seed", "data_seed",
-    "logging_steps", "step_timeout_s", "max_loss_rise",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "loraplus_lr_ratio", "max_grad_norm", "label_smoothing_factor",
+    "seed", "data_seed", "logging_steps", "step_timeout_s", "max_loss_rise",
 }  # fmt: skip
 """Settings that change neither how long a run takes nor what memory."""
 

@@ -136,6 +136,9 @@ class Training(Spec):
     """`dft` weighs each token's loss by its probability (Dynamic Fine-Tuning); held-out losses stay `nll`."""
     optim: Optimizer = "auto"
     """`auto` is paged_adamw_8bit on a GPU and adamw_torch_fused on a CPU."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
+    """LoRA+: how many times `learning_rate` the adapter's second matrices learn at, as in
+    `peft.optimizers.create_loraplus_optimizer`; None for as fast as the first."""
     optim_args: Annotated[str, Field(min_length=1)] | None = None
     """What the optimizer itself takes, `name=value` with commas between; AdamW, Lion and Adafactor take nothing."""
     max_length: Annotated[int, Field(ge=8)] = 1024

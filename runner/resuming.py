@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runner.errors import ResumeMismatchError
+from runner.hyperparameters import Lora, Training
 from runner.spec import RunSpec
 
 Fact = str | int | float | bool | list[str] | None
@@ -134,7 +135,8 @@ def tell_differences(before: RunFacts, now: RunFacts) -> list[str]:
 
 def tell_changes(before: Facts, now: Facts) -> list[str]:
     """What differs between facts by path, a phrase each, in the order of a project file."""
-    # A path that only one side has differs too.
+    # A setting that a former version did not have yet was as its default is. Else what only one side has differs too.
+    before = {path: _DEFAULTS[path] for path in now if path in _DEFAULTS} | before
     changed = [path for path in before | now if before.get(path) != now.get(path)]
     return [f"{path}: {_shown(before.get(path))} → {_shown(now.get(path))}" for path in changed]
 
@@ -165,3 +167,6 @@ def _flatten(value: object, path: str = "") -> Facts:
         assert value is None or isinstance(value, str | int | float)  # noqa: S101  # all that JSON has left
         return {path: value}
     return {key: inner for part in parts for key, inner in part.items()}
+
+
+_DEFAULTS = _flatten({"lora": Lora().model_dump(mode="json"), "training": Training().model_dump(mode="json")})

@@ -140,3 +140,13 @@ def test_many_differences_are_counted() -> None:
 
 def test_without_a_difference_nothing_is_refused() -> None:
     refuse_mismatch(Path("checkpoint-3"), [])
+
+
+@pytest.mark.parametrize(("loss_type", "told"), [("nll", []), ("dft", ["training.loss_type: nll → dft"])])
+def test_a_setting_that_a_former_version_lacked_was_at_its_default(
+    run_spec: RunSpec, loss_type: str, told: list[str]
+) -> None:
+    now = spec_facts(_changed(run_spec, "training", loss_type=loss_type))
+    before = {path: value for path, value in now.items() if path != "training.loss_type"}
+
+    assert tell_changes(before, now) == told

@@ -49,6 +49,7 @@ NEEDS = {"lr_scheduler_kwargs": "lr_scheduler_type", "optim_args": "optim"}
 ELSEWHERE = {
     "attn_implementation": "an argument of from_pretrained",
     "group_by_length": "named by the stack",
+    "loraplus_lr_ratio": "AdapterTrainer.create_optimizer",
     "gradient_checkpointing": "named by the stack",
     "warmup_steps": "named by the stack",
     "warmup_ratio": "named by the stack",

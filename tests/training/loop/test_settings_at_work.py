@@ -1,7 +1,7 @@
 """What a hyperparameter does to a real training, seen in its losses."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -38,6 +38,23 @@ def test_batches_are_padded_to_the_multiple_without_a_change_of_the_loss(train_s
     assert _logged(padded, "loss") == pytest.approx(_logged(usual, "loss"), rel=1e-5)
 
 
+def test_with_lora_plus_the_second_matrices_learn_faster(train_smallest: Train) -> None:
+    fast: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-3, "weight_decay": 0.1}
+    usual, plus = train_smallest(**fast), train_smallest(**fast, loraplus_lr_ratio=8)
+
+    optimizer, model = cast("Any", plus.optimizer), cast("Any", plus.model)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    rates = {
+        (names[id(weight)].split(".")[-3], group["initial_lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    }
+    assert rates == {("lora_A", 1e-3, 0.1), ("lora_B", 8e-3, 0.1)}
+    assert _logged(plus, "learning_rate") == _logged(usual, "learning_rate")
+    assert _logged(plus, "loss")[0] == _logged(usual, "loss")[0]
+    assert _logged(plus, "loss")[-1] != pytest.approx(_logged(usual, "loss")[-1], rel=1e-7)
+
+
 def test_recomputing_is_never_reentrant(train_smallest: Train) -> None:
     model: Any = train_smallest(max_steps=1, gradient_checkpointing=True).model
     layer = model.get_base_model().model.layers[0]
@@ -69,9 +86,7 @@ def test_an_improvement_below_the_threshold_counts_as_none(train_smallest: Train
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("weight_decay", 0.5),
         ("max_grad_norm", 1e-7),
-        ("adam_beta1", 0.1),
         ("label_smoothing_factor", 0.2),
         ("loss_type", "dft"),
     ],
