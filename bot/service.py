@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bot.commands import Command, Help, Jobs, Projects, Start, Status, Stop, Versions
 from bot.story import Story, tell_all
+from runner.data_copies import with_data_copies
 from runner.errors import UnavailableError, UsageError
 from runner.job_names import find_job
 from runner.jobs import ACTIVE_STATES, JobRecord, JobState, WorkerInfo
@@ -174,6 +175,7 @@ class Service:
             UnavailableError: Redis does not answer.
         """
         spec = load_project(self._projects_dir, command.project, command.overrides)
+        spec = with_data_copies(spec, self._projects_dir)
         job = self._store.submit(
             spec,
             submitted_by=request.user,

@@ -20,6 +20,7 @@ from runner.events import (
     FinalEvent,
     JobCancelled,
     JobClaimed,
+    JobDeclined,
     JobFailed,
     JobQueued,
     JobRequeued,
@@ -50,8 +51,8 @@ class Story:
     claimed: JobClaimed | None = None
     """The last claim; None again once its attempt was lost."""
     first_claimed_at: datetime | None = None
-    requeued: JobRequeued | None = None
-    """The last requeue, None again once somebody has claimed the job."""
+    requeued: JobRequeued | JobDeclined | None = None
+    """The last requeue or refusal of a host, None again once somebody has claimed the job."""
     stop_requested: StopRequested | None = None
     phase: Phase | None = None
     """The station of the current attempt."""
@@ -100,7 +101,7 @@ def _tell(story: Story, event: AnyEvent) -> Story:  # noqa: C901, PLR0911, PLR09
         case JobClaimed():
             first = story.first_claimed_at or event.at
             return replace(story, claimed=event, first_claimed_at=first, requeued=None, phase=None)
-        case JobRequeued():
+        case JobRequeued() | JobDeclined():
             return replace(story, requeued=event, claimed=None, phase=None)
         case StopRequested():
             return replace(story, stop_requested=event)

@@ -341,6 +341,18 @@ class JobRequeued(Event):
     """Optimizer steps of its newest checkpoint, None while it has none."""
 
 
+class JobDeclined(Event):
+    """`job_declined`: the host that had claimed it cannot run it as asked; back in its place, no attempt spent."""
+
+    kind: Literal["job_declined"] = "job_declined"
+    reason: Literal["data-differs", "checkpoint-elsewhere"]
+    host: str
+    message: str
+    """What is otherwise there, and what to do about it."""
+    others: bool = True
+    """Whether a live worker of its pool is on another host that has not declined it."""
+
+
 class StopRequested(Event):
     """`stop_requested`: somebody asked a running job to stop."""
 
@@ -387,4 +399,4 @@ ChildEvent = (
 FinalEvent = JobSucceeded | JobFailed | JobCancelled
 """The last event of a job; exactly one of them ends it."""
 
-AnyEvent = ChildEvent | JobQueued | JobClaimed | JobRequeued | StopRequested | FinalEvent
+AnyEvent = ChildEvent | JobQueued | JobClaimed | JobRequeued | JobDeclined | StopRequested | FinalEvent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -26,18 +27,22 @@ def fingerprint_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint_data(path: Path) -> str:
+def fingerprint_data(path: Path, *, of_file: Callable[[Path], str] = fingerprint_file) -> str:
     """SHA-256 of a data file; of a folder over the names and contents of all its files, hidden ones left out.
+
+    Args:
+        path: The file or folder.
+        of_file: SHA-256 of one file; given by whoever remembers those that he has taken.
 
     Raises:
         OSError: One cannot be read.
     """
     if not path.is_dir():
-        return fingerprint_file(path)
+        return of_file(path)
     digest = hashlib.sha256()
     names = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     for name in sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)):
-        digest.update(f"{name}:{fingerprint_file(path / name)}\n".encode())
+        digest.update(f"{name}:{of_file(path / name)}\n".encode())
     return digest.hexdigest()
 
 

@@ -286,6 +286,15 @@ class DatasetEntry(Spec):
         return columns
 
 
+class DataCopy(Record):
+    """A local data file or folder as the submitter saw it."""
+
+    sha256: str
+    """`runner.provenance.fingerprint_data`'s."""
+    bytes: int
+    """Size of the file, or of all files of the folder."""
+
+
 class RunSpec(Record):
     """All that an attempt needs to know, resolved once at submission and valid on any host.
 
@@ -301,3 +310,7 @@ class RunSpec(Record):
     """Ids of the datasets whose rows only a host can check: those of the hub, and folders."""
     stated: tuple[str, ...] = ()
     """Dotted paths that the project file states itself; every other setting is a default."""
+    data: dict[int, DataCopy] = Field(default_factory=dict)
+    """Local data by dataset id, as the submitter saw them (`runner.data_copies`); empty where nobody has looked."""
+    projects_revision: str | None = None
+    """Git commit of the submitter's projects folder, None without one; see `runner.provenance.git_revision`."""

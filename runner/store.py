@@ -17,6 +17,7 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
     active:<pool>:<who> set     the same of one submitter
     limits:<pool>       hash    `PoolLimits`
     freeze              string  JSON `Freeze`, while everything is frozen
+    job:<id>:declined   set     hosts that have declined it; gone with its end
     declined:<host>     zset    job id -> until when this host claims it no more, µs
     drains              hash    host -> JSON `Drain`, while it takes no new jobs
     leases              zset    job id -> when its lease runs out, µs
@@ -47,6 +48,7 @@ from runner.events import (
     FinalEvent,
     JobCancelled,
     JobClaimed,
+    JobDeclined,
     JobFailed,
     JobQueued,
     JobSucceeded,
@@ -68,7 +70,7 @@ from runner.store_records import (
 )
 from runner.store_scripts import IllegalMoveError, legal
 from runner.store_switches import StoreSwitches
-from runner.store_upkeep import events_of_giving_back
+from runner.store_upkeep import NEVER_US, events_of_giving_back
 
 __all__ = ["Claim", "IllegalMoveError", "LostLease", "Renewal", "Store"]
 
@@ -333,6 +335,30 @@ class Store(StoreSwitches):
             job=claim.job.id,
             token=str(claim.token),
             **events_of_giving_back("worker-stopped"),
+        )
+        if status == "lost":
+            raise _lost(claim)
+        return read_job(legal(status, answer))
+
+    def decline(self, claim: Claim, event: JobDeclined, *, for_s: float | None = None) -> JobRecord:
+        """Give back a job that this host cannot run as it was asked; no attempt is spent. Others may claim it.
+
+        Args:
+            claim: Of an attempt that has written nothing.
+            event: Why; the step fills in the host, and whether others are left.
+            for_s: Seconds after which this host may claim it again; None until it calls `readmit`.
+
+        Raises:
+            LostLease: The job is no longer this attempt's.
+        """
+        status, answer = self._run(
+            "decline",
+            write=_write_id(claim, "decline"),
+            job=claim.job.id,
+            token=str(claim.token),
+            until_us=NEVER_US if for_s is None else self._now_us() + round(for_s * 1_000_000),
+            declined=event.model_dump_json(),
+            cancelled=JobCancelled(by="").model_dump_json(),
         )
         if status == "lost":
             raise _lost(claim)

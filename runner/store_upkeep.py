@@ -7,7 +7,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from runner.events import JobCancelled, JobFailed, JobRequeued
-from runner.jobs import MOST_LOSSES, POISON_LOSSES, JobRecord, WorkerInfo
+from runner.jobs import MOST_LOSSES, POISON_LOSSES, JobRecord, JobState, WorkerInfo
 from runner.redis_client import redis_at_hand
 from runner.store_reading import StoreReader
 from runner.store_records import BadRecordError, read_job
@@ -27,6 +27,10 @@ _EXHAUSTED = {
     "message": "Its worker was lost {count} times: on {hosts}.",
     "hint": "Find out why these hosts go away. The checkpoints stay where they are.",
 }
+
+
+NEVER_US = 9_000_000_000_000_000
+"""A moment, µs since 1970, that does not come."""
 
 
 def events_of_giving_back(reason: Literal["host-lost", "worker-stopped"]) -> dict[str, str]:
@@ -114,11 +118,26 @@ class StoreUpkeep(StoreReader):
             self.client.delete(self._key("worker", name))
             self.client.srem(self._key("workers"), name)
 
+    def declined_by(self, host: str) -> list[JobRecord]:
+        """Read the queued jobs that a host has declined for good, which is until it readmits them."""
+        with redis_at_hand():
+            ids: Any = self.client.zrangebyscore(self._key("declined", host), NEVER_US, "+inf")
+        return [job for job in self._records(ids) if job.state is JobState.QUEUED] if ids else []
+
+    def readmit(self, job_id: str, host: str) -> None:
+        """Let a host claim a job again that it has declined."""
+        self._run("readmit", job=job_id, host=host)
+
     # --- inside --------------------------------------------------------------------------------------------------
 
     @property
     def _lease_us(self) -> int:
         return int(self.lease_s * 1_000_000)
+
+    def _now_us(self) -> int:
+        with redis_at_hand():
+            seconds, microseconds = self.client.time()
+        return int(seconds) * 1_000_000 + int(microseconds)
 
     def _expire(self, job_id: str) -> tuple[str, Any]:
         return self._run(

@@ -16,9 +16,19 @@ from functools import partial
 
 from runner.attempt_link import AttemptLink, StoreAway
 from runner.child import Child, RunEnd, Spawn, spawn_training
+from runner.data_copies import tell_differences
 from runner.deaths import describe_hang
 from runner.errors import QLoRAError
-from runner.events import FinalEvent, JobCancelled, JobFailed, JobSucceeded, RunFailed, RunInterrupted, RunSucceeded
+from runner.events import (
+    FinalEvent,
+    JobCancelled,
+    JobDeclined,
+    JobFailed,
+    JobSucceeded,
+    RunFailed,
+    RunInterrupted,
+    RunSucceeded,
+)
 from runner.host_limits import check_host_limits
 from runner.jobs import JobState
 from runner.redaction import redact
@@ -41,6 +51,8 @@ class AttemptEnd(StrEnum):
     CANCELLED = "cancelled"
     REQUEUED = "requeued"
     """The worker stops; the job is back in its place and costs nothing."""
+    DECLINED = "declined"
+    """This host cannot run the job as it was asked; it is back in its place and left to others."""
     LOST = "lost"
     """Another attempt holds the job, or nobody could be told: the reconciler takes care of it."""
 
@@ -116,6 +128,8 @@ class _Attempt:
         job = self._claim.job
         try:
             check_host_limits(job.spec, self._settings)
+            if differs := tell_differences(job.spec, self._settings):
+                return self._decline(JobDeclined(reason="data-differs", host=self._settings.host, message=differs))
             run_directory = create_attempt(self._settings.output_root, job.spec, job.id, job.attempt)
             published = run_directory.published_result()
             if published is not None:
@@ -203,6 +217,11 @@ class _Attempt:
         job = self._link.insist(lambda: self._store.requeue(self._claim), give_up=self._out_of_time)
         # Somebody asked for a stop in the very last moment.
         return AttemptEnd.CANCELLED if job.state is JobState.CANCELLED else AttemptEnd.REQUEUED
+
+    def _decline(self, event: JobDeclined) -> AttemptEnd:
+        logger.warning("Job %s is left to others: %s", self._claim.job.id, event.message)
+        job = self._link.insist(lambda: self._store.decline(self._claim, event), give_up=self._out_of_time)
+        return AttemptEnd.CANCELLED if job.state is JobState.CANCELLED else AttemptEnd.DECLINED
 
     def _final_event(self, end: RunEnd, run_directory: RunDirectory) -> FinalEvent:
         match end:

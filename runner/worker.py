@@ -20,6 +20,7 @@ import redis
 
 from runner.actors import declare_look_for_work
 from runner.child import Spawn, spawn_training
+from runner.data_copies import tell_differences
 from runner.device import describe_device
 from runner.embedded_redis import resolve_redis_url
 from runner.errors import UnavailableError
@@ -122,7 +123,7 @@ class PoolWorker:
                 end = run_attempt(self._store, claim, self._settings, stopping=self._stopping, spawn=self._spawn)
             finally:
                 self._set_job(None)
-            if end is AttemptEnd.REQUEUED:
+            if end in {AttemptEnd.REQUEUED, AttemptEnd.DECLINED}:
                 self._pass_on(pool)
 
     def _claim(self, pool: str) -> Claim | None:
@@ -176,6 +177,10 @@ class PoolWorker:
                 self._store.announce(self._info.model_copy(update={"last_seen_at": datetime.now(UTC)}))
             except UnavailableError as error:
                 logger.warning("Worker %s cannot announce itself: %s", self._info.name, error)
+            try:
+                self._readmit()
+            except UnavailableError as error:
+                logger.warning("Cannot see which jobs host %s has declined: %s", self._info.host, error)
             self._changed.wait(look_every_s(self._store.lease_s))
             self._changed.clear()
         try:
@@ -183,6 +188,14 @@ class PoolWorker:
         except UnavailableError as error:
             # Nothing is lost: an announcement runs out by itself.
             logger.warning("Worker %s could not say goodbye: %s", self._info.name, error)
+
+    def _readmit(self) -> None:
+        """Let this host claim again what it has declined, where its copy of the data has come to be the submitter's."""
+        for job in self._store.declined_by(self._info.host):
+            if tell_differences(job.spec, self._settings) is None:
+                logger.info("The data of job %s are here now.", job.id)
+                self._store.readmit(job.id, self._info.host)
+                self._pass_on(job.pool)
 
     def _end(self, announcer: threading.Thread, reconciler: Reconciler) -> None:
         deadline = time.monotonic() + SHUTDOWN_S

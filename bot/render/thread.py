@@ -34,6 +34,7 @@ from runner.events import (
     Evaluated,
     JobCancelled,
     JobClaimed,
+    JobDeclined,
     JobFailed,
     JobQueued,
     JobRequeued,
@@ -79,6 +80,8 @@ def render_milestone(  # noqa: C901, PLR0911, PLR0912 - one short case a kind of
             return _claimed(event)
         case JobRequeued() as event:
             return _requeued(event)
+        case JobDeclined() as event:
+            return _declined(event, story.record.pool)
         case VersionsReported() as event:
             return None if _same_versions(event, story.versions) else _versions(event)
         case ConfigLoaded() as event:
@@ -177,6 +180,14 @@ def _requeued(event: JobRequeued) -> Message:
     else:
         goes_on = "starts again, from a checkpoint if its host left one,"
     return compose([f"{happened} The job is back in the queue and {goes_on} once a worker claims it."])
+
+
+def _declined(event: JobDeclined, pool: str) -> Message:
+    lines = [f"Host {code(event.host)} leaves the job to others: {escape(keep_end(event.message, ERROR_LIMIT))}"]
+    if not event.others:
+        waits = {"data-differs": "whose data match", "checkpoint-elsewhere": "that has the checkpoint"}[event.reason]
+        lines.append(f"⚠️ No other worker of pool {code(pool)} is left. The job waits for a host {waits}.")
+    return compose(lines)
 
 
 def _same_versions(event: VersionsReported, told: VersionsReported | None) -> bool:

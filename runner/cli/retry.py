@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from runner.cli.jobs_store import call_a_worker, jobs_at, login_name
 from runner.cli.project import read_overrides
+from runner.data_copies import with_data_copies
 from runner.job_names import find_job
 from runner.retrying import retry_spec
 from runner.settings import load_settings
@@ -26,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     with jobs_at() as (store, url):
         former = find_job(store, arguments.job)
         spec = retry_spec(settings.projects_dir, former, overrides, resume=arguments.resume)
+        spec = with_data_copies(spec, settings.projects_dir)
         job = store.submit(
             spec,
             submitted_by=login_name(),

@@ -25,7 +25,7 @@ local function suits(job)
     if not is_job(job, args.pool) or not may_move(job, "running") then
         return false
     end
-    return tonumber(redis.call("ZSCORE", key("declined", args.host), job) or 0) <= now
+    return not has_declined(args.host, job)
 end
 local job = first_in_turn(args.pool, suits)
 if not job then
@@ -36,6 +36,12 @@ end
 local token = whole(math.max(now, tonumber(redis.call("HGET", key("counters"), "token") or 0) + 1))
 redis.call("HSET", key("counters"), "token", token)
 local attempt = redis.call("HINCRBY", job_key(job), "attempt", 1)
+for _, name in ipairs({ "host", "worker" }) do
+    local before = field(job, name)
+    if before then
+        redis.call("HSET", job_key(job), "former_" .. name, before)
+    end
+end
 redis.call("HSET", job_key(job), "host", args.host, "worker", args.worker, "token", token, "claim", args.write)
 redis.call("HDEL", job_key(job), "phase")
 redis.call("HSETNX", job_key(job), "started_at", whole(now))

@@ -260,6 +260,23 @@ local function first_in_turn(pool, suits)
     end
 end
 
+local function has_declined(host, job)
+    return tonumber(redis.call("ZSCORE", key("declined", host), job) or 0) > now_us()
+end
+
+-- Whether any live worker of a job's pool is on a host that has not declined it.
+local function others_may_take(job)
+    for _, name in ipairs(redis.call("SMEMBERS", key("workers"))) do
+        local readable, worker = pcall(cjson.decode, redis.call("GET", key("worker", name)) or "")
+        if readable and type(worker) == "table" and worker.pool == field(job, "pool") and type(worker.host) == "string" then
+            if not has_declined(worker.host, job) then
+                return true
+            end
+        end
+    end
+    return false
+end
+
 local function is_active(state)
     return state == "running" or state == "stopping"
 end
@@ -303,6 +320,10 @@ local function move(job, to, event)
     enter(job, to)
     add_event(job, event)
     if is_final(to) then
+        for _, host in ipairs(redis.call("SMEMBERS", key("job", job, "declined"))) do
+            redis.call("ZREM", key("declined", host), job)
+        end
+        redis.call("DEL", key("job", job, "declined"))
         thin(job, math.floor(args.keep_events / 20))
         -- A repeat that comes later than this meets a job that is over.
         redis.call("EXPIRE", key("job", job, "writes"), 86400)

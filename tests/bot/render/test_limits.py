@@ -16,6 +16,7 @@ from runner.events import (
     Evaluated,
     JobCancelled,
     JobClaimed,
+    JobDeclined,
     JobFailed,
     JobQueued,
     JobRequeued,
@@ -67,6 +68,7 @@ def hostile_run(good_run: tuple[ChildEvent, ...]) -> list[AnyEvent]:
         Evaluated(when="after", samples=samples, held_out=losses),
         by_kind["adapter_verified"],
         JobRequeued(reason="host-lost", host=HOSTILE),
+        JobDeclined(reason="data-differs", host=HOSTILE, message=HOSTILE, others=False),
         JobFailed(code=HOSTILE, message=HOSTILE, hint=HOSTILE),
         JobCancelled(by=HOSTILE, step=3, checkpoint=HOSTILE),
     ]

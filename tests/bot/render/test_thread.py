@@ -19,6 +19,7 @@ from runner.events import (
     ConfigLoaded,
     JobCancelled,
     JobClaimed,
+    JobDeclined,
     JobFailed,
     JobQueued,
     JobRequeued,
@@ -290,6 +291,18 @@ def test_a_lost_host_is_told_once_with_the_step_it_resumes_from(render: Render) 
     assert render([CLAIMED, JobRequeued(reason="worker-stopped", host="gpu-1")])[-1].text == (
         "The worker on host `gpu-1` was stopped. The job is back in the queue and starts again, "
         "from a checkpoint if its host left one, once a worker claims it."
+    )
+
+
+def test_a_host_that_leaves_a_job_to_others_is_one_line_until_nobody_is_left(render: Render) -> None:
+    declined = JobDeclined(
+        reason="data-differs", host="gpu-1", message="data/a.jsonl has other content: `git pull` there."
+    )
+    assert render([CLAIMED, declined])[-1].text == (
+        "Host `gpu-1` leaves the job to others: data/a.jsonl has other content: `git pull` there."
+    )
+    assert render([CLAIMED, declined.model_copy(update={"others": False})])[-1].text.splitlines()[1] == (
+        "⚠️ No other worker of pool `cpu` is left. The job waits for a host whose data match."
     )
 
 

@@ -1,0 +1,38 @@
+-- decline(write, job, token, until_us, declined, cancelled): the worker that has claimed a job gives it back before it has
+-- begun, because its host cannot run it as it was asked. No attempt is spent, and the host does not claim it again before
+-- `until_us`, or until it readmits it.
+if done_before(args.job) then
+    return record(args.job)
+end
+if not owns(args.job, args.token) then
+    return { "lost" }
+end
+local job, host = args.job, field(args.job, "host")
+if field(job, "state") == "stopping" then
+    args.requeued = args.declined
+    local status, answer = give_back(job)
+    return status and { status, answer } or record(job)
+end
+if not may_move(job, "queued") then
+    return { "illegal", field(job, "state") }
+end
+remember(job)
+-- Its record says again where it ran before.
+if redis.call("HINCRBY", job_key(job), "attempt", -1) == 0 then
+    redis.call("HDEL", job_key(job), "started_at")
+end
+for _, name in ipairs({ "host", "worker" }) do
+    local before = field(job, "former_" .. name)
+    if before then
+        redis.call("HSET", job_key(job), name, before)
+    else
+        redis.call("HDEL", job_key(job), name)
+    end
+end
+redis.call("ZADD", key("declined", host), whole(args.until_us), job)
+redis.call("SADD", key("job", job, "declined"), host)
+local event = cjson.decode(args.declined)
+event.host = host
+event.others = others_may_take(job)
+move(job, "queued", cjson.encode(event))
+return record(job)
