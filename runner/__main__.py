@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from runner.errors import QLoRAError, ResumeMismatchError, SpecError, UsageError
+from runner.redaction import redact
 
 VERBS = {
     "check": "say whether a project is valid, and everything that is wrong with it",
@@ -76,13 +77,13 @@ def _run(words: list[str]) -> int:
 
 
 def describe_error(error: QLoRAError) -> str:
-    """An error for a terminal: message, every problem, hint."""
+    """An error for a terminal: message, every problem, hint; without secrets."""
     lines = [error.message]
     if isinstance(error, SpecError):
         lines += [f"  {problem}" for problem in error.problems]
     if error.hint:
         lines.append(error.hint)
-    return "\n".join(lines)
+    return redact("\n".join(lines))
 
 
 def usage() -> str:

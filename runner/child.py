@@ -282,5 +282,5 @@ class Child:
     def _refuse(self, line: bytes) -> None:
         self._refused += 1
         if self._refused <= _REFUSED_TOLD:
-            text = redact(line[:_REFUSED_BYTES].decode("utf-8", "replace"))
+            text = redact(line[: 10 * _REFUSED_BYTES].decode("utf-8", "replace"))[:_REFUSED_BYTES]
             logger.warning("Child %d wrote something that is no event: %s", self.pid, text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from runner.errors import OVERRIDE, Problem, SpecError, UsageError
 from runner.overrides import apply_overrides
+from runner.redaction import redact
 from runner.row_formats import RowFormat
 from runner.rows import check_rows
 from runner.spec import DatasetEntry, ProjectSpec, RunSpec
@@ -186,7 +187,22 @@ def change_settings(projects_dir: Path, former: RunSpec, overrides: Mapping[str,
     )
 
 
+def _secrets(value: Any, file: str, lines: Mapping[KeyPath, int], path: KeyPath = ()) -> Iterator[Problem]:
+    """Texts that look like a token or a password: specs go into records, run directories and cards."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _secrets(inner, file, lines, (*path, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _secrets(inner, file, lines, (*path, number))
+    elif isinstance(value, str) and redact(value) != value:
+        message = "holds what looks like a token or a password; everybody could read it, so put it into the environment"
+        yield Problem(message, file=file, line=line_of(lines, path), path=dotted(path))
+
+
 def _validated(raw: Mapping[str, Any], file: _TomlFile) -> tuple[ProjectSpec | None, list[Problem]]:
+    if secrets := list(_secrets(raw, file.name, file.lines)):
+        return None, secrets
     try:
         return ProjectSpec.model_validate(raw), []
     except ValidationError as error:
@@ -280,7 +296,11 @@ def _named_datasets(
             problems.append(Problem(message, file=file.name, line=line, path=path))
             continue
         if mention.dataset_id not in looked_up:
-            looked_up[mention.dataset_id] = _look_up(projects_dir, catalog, mention.dataset_id)
+            entry = {str(mention.dataset_id): catalog.raw[str(mention.dataset_id)]}
+            secrets = list(_secrets(entry, CATALOG, catalog.lines))
+            looked_up[mention.dataset_id] = (
+                _Dataset(None, None, secrets) if secrets else _look_up(projects_dir, catalog, mention.dataset_id)
+            )
             problems += looked_up[mention.dataset_id].problems
         if mention.compared and looked_up[mention.dataset_id].format == "text":
             message = f"dataset {mention.dataset_id} holds plain text, which has no answers to compare with"

@@ -55,6 +55,7 @@ from runner.events import (
     StopRequested,
 )
 from runner.jobs import JobRecord, JobState, Priority, WorkerInfo, new_job_id
+from runner.redaction import redact_all
 from runner.redis_client import build_client, redis_at_hand
 from runner.settings import Retention
 from runner.spec import RunSpec
@@ -290,6 +291,7 @@ class Store(StoreSwitches):
         Raises:
             LostLease: The job is no longer this attempt's.
         """
+        event = redact_all(event)
         text = event.model_dump_json()
         status, _ = self._run(
             "append",
@@ -309,6 +311,7 @@ class Store(StoreSwitches):
             LostLease: The job is no longer this attempt's.
             IllegalMoveError: `job_cancelled` for a job that nobody asked to stop.
         """
+        event = redact_all(event)
         text = event.model_dump_json()
         status, answer = self._run(
             "finish",
@@ -357,7 +360,7 @@ class Store(StoreSwitches):
             job=claim.job.id,
             token=str(claim.token),
             until_us=NEVER_US if for_s is None else self._now_us() + round(for_s * 1_000_000),
-            declined=event.model_dump_json(),
+            declined=redact_all(event).model_dump_json(),
             cancelled=JobCancelled(by="").model_dump_json(),
         )
         if status == "lost":

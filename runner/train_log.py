@@ -8,7 +8,7 @@ from pathlib import Path
 from runner.redaction import redact
 
 LIMIT_BYTES = 64 << 20
-_TAIL_BYTES = 4096
+_TAIL_BYTES = 1 << 14
 _TAIL_CHARACTERS = 1000
 
 
@@ -51,9 +51,13 @@ class TrainLog:
     def tail(self) -> str:
         """Its last lines, tokens redacted; at most 1000 characters."""
         with self.path.open("rb") as log:
-            log.seek(max(self._start, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            start = max(self._start, log.seek(0, os.SEEK_END) - _TAIL_BYTES)
+            log.seek(start)
             lines = log.read(_TAIL_BYTES).decode("utf-8", "replace").splitlines()
-        return redact("\n".join(line for line in lines if line.strip()).strip()[-_TAIL_CHARACTERS:])
+        if start > self._start and len(lines) > 1:
+            del lines[0]  # most likely the second half of one, and half a token is not known for one
+        # Redacted before it is cut, for the same reason.
+        return redact("\n".join(line for line in lines if line.strip()).strip())[-_TAIL_CHARACTERS:]
 
     def holds(self, mark: bytes) -> bool:
         """Whether a line begins with this."""

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import re
 
+from runner.redaction import redact
+
 _USER_ID = re.compile(r"[UW][A-Z0-9]{2,}")
 _WHITE_SPACE = re.compile(r"\s+")
 
 
 def escape(text: str) -> str:
-    """Make the three control characters of Slack's markup literal, so that `<!channel>` pings nobody."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Make the three control characters of Slack's markup literal, so that `<!channel>` pings nobody. Hides secrets."""
+    return redact(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def code(text: str, limit: int = 200) -> str:
     """Show foreign text in one line of fixed-width type; an empty one is shown as an empty pair of quotes."""
-    one_line = _WHITE_SPACE.sub(" ", text).strip().replace("`", "'")
+    one_line = _WHITE_SPACE.sub(" ", redact(text)).strip().replace("`", "'")
     return f"`{escape(keep_start(one_line, limit)) or repr('')}`"
 
 
 def plain(text: str, limit: int = 150) -> str:
     """Foreign text for a `plain_text` or `raw_text` field: one line, never empty, not escaped because it is literal."""
-    return keep_start(_WHITE_SPACE.sub(" ", text).strip(), limit) or "(empty)"
+    return keep_start(_WHITE_SPACE.sub(" ", redact(text)).strip(), limit) or "(empty)"
 
 
 def keep_start(text: str, limit: int) -> str:
@@ -35,7 +37,7 @@ def keep_start(text: str, limit: int) -> str:
 
 def keep_end(text: str, limit: int) -> str:
     """At most `limit` characters once escaped, cut at the start: the end of a log says what went wrong."""
-    kept = text
+    kept = redact(text)  # before it is cut: half a token is not known for one
     while (excess := len(escape(kept)) - limit) > 0:
         # One character escapes to up to five, so this may cut more than once and never too little.
         kept = "…" + kept[max(2, -(-excess // 5) + 1) :]

@@ -23,7 +23,7 @@ from typing import TextIO, TypedDict
 from runner.child import TRAINING_PROGRAM, RunEnd
 from runner.errors import DiskFullError, QLoRAError
 from runner.events import ChildEvent, RunFailed, RunInterrupted, RunSucceeded
-from runner.redaction import redact
+from runner.redaction import redact, redact_all
 from runner.settings import load_settings
 from runner.spec import RunSpec
 from runner.training.launcher import BatchTooLargeError, RankStart, obey_launcher, rank_command, run_ranks
@@ -63,13 +63,13 @@ class EventWriter:
         self._stop = stop
 
     def emit(self, event: ChildEvent) -> None:
-        """Write one line to both, at once.
+        """Write one line to both, at once, without secrets.
 
         Raises:
             OSError: The file takes no more, as on a full disk. The parent has heard of the event all the same, and the
                 next one goes to the parent alone: it is why the run ends.
         """
-        line = event.model_dump_json() + "\n"
+        line = redact_all(event).model_dump_json() + "\n"
         self._tell(line)
         if self._log is None:
             return
