@@ -11,6 +11,7 @@ import time
 from types import FrameType
 
 from runner.errors import QLoRAError
+from runner.settings import keep_files_private
 
 WAIT_S = 30.0
 """Seconds to wait for Redis and the workspace at the start: parts of one machine come up in any order."""
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     try:
+        keep_files_private()
         run()
     except KeyboardInterrupt:
         _log.info("Stopped before everything was running.")

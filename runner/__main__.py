@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from runner.errors import QLoRAError, ResumeMismatchError, SpecError, UsageError
 from runner.redaction import redact
+from runner.settings import keep_files_private
 
 VERBS = {
     "check": "say whether a project is valid, and everything that is wrong with it",
@@ -69,6 +70,7 @@ def _run(words: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else "`python -m runner --help` lists them."
         raise UsageError(f"There is no verb {verb!r}.", hint=hint)
+    keep_files_private()
     module = importlib.import_module(f"runner.cli.{verb.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"python -m runner {verb}", description=f"{verb}: {VERBS[verb]}.")
     module.add_arguments(parser)

@@ -2,7 +2,7 @@
 
 <output root>/<output_directory>/<job>/
     adapter/                      the published adapter: there only whole, by one rename
-    attempt-<n>/                  one folder an attempt, readable by its owner only; 0: of the job that this one repeats
+    attempt-<n>/                  one folder an attempt, never open to others; 0: of the job that this one repeats
         spec.json                 the resolved RunSpec
         events.jsonl  train.log   what the child reported, and what it and its libraries printed
         checkpoints/checkpoint-<step>/   complete only when it holds `complete`: how it was trained
@@ -25,6 +25,8 @@ from pathlib import Path
 from runner.errors import UnavailableError
 from runner.spec import RunSpec
 
+_FOLDER_MODE = 0o770
+"""Others never get in; whether the group does, the process's umask decides (`runner.settings.keep_files_private`)."""
 COMPLETE_MARKER = "complete"
 LONGEST_FIRST_MARKER = "longest-first"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -169,10 +171,10 @@ def open_attempt(job_dir: Path, spec: RunSpec, attempt: int | None = None) -> Ru
         UnavailableError: The folder cannot be written.
     """
     try:
-        job_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        job_dir.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
         number = attempt if attempt is not None else _next_attempt(job_dir)
         run_directory = RunDirectory(_make_folder(job_dir, number))
-        descriptor = os.open(run_directory.spec_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(run_directory.spec_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o660)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(spec.model_dump_json(indent=2) + "\n")
     except OSError as error:
@@ -213,7 +215,7 @@ def adopt_checkpoint(run_directory: RunDirectory, former_job: str) -> None:
     scratch = run_directory.job_dir / ".adopted"
     try:
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(mode=0o700)
+        scratch.mkdir(mode=_FOLDER_MODE)
         (scratch / "checkpoints").mkdir()
         shutil.copytree(checkpoint, scratch / "checkpoints" / checkpoint.name, copy_function=_link)
         for name in ("spec.json", "events.jsonl"):
@@ -251,7 +253,7 @@ def _make_folder(job_dir: Path, attempt: int) -> Path:
     for number in itertools.count(attempt):
         path = job_dir / f"attempt-{number}"
         try:
-            path.mkdir(mode=0o700)
+            path.mkdir(mode=_FOLDER_MODE)
         except FileExistsError:
             continue
         return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,6 +98,24 @@ def _patterns(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
 def _standby_bytes(environ: Mapping[str, str], default: int) -> int:
     name = "QLORA_STANDBY_MB"
     return 0 if environ.get(name) == "0" else int(_number(environ, name, default / _MB, unit="megabytes") * _MB)
+
+
+def keep_files_private(environ: Mapping[str, str] = os.environ) -> None:
+    """Let this process, its children and the libraries in them make files that nobody else can read.
+
+    `QLORA_UMASK`, default 077: the owner alone. 007 lets the group in, for a team whose hosts share a file system: then
+    give the folder of `QLORA_OUTPUT_ROOT` the team's group and the setgid bit. Others never get in.
+
+    Raises:
+        UnavailableError: It is no such number.
+    """
+    text = environ.get("QLORA_UMASK") or "077"
+    if not re.fullmatch(r"0?[0-7]{0,2}7", text):
+        raise UnavailableError(
+            f"QLORA_UMASK={text!r} lets everybody read what jobs write, or is no octal number.",
+            hint="Use 077 (the owner alone), 027 (the group may read) or 007 (the group may write).",
+        )
+    os.umask(int(text, 8))
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:

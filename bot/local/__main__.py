@@ -11,7 +11,7 @@ from types import FrameType
 from bot.local.demo import build_base_model, run_demo, wait_until_ready
 from bot.local.parts import require_alive, running_parts
 from runner.errors import QLoRAError
-from runner.settings import RunnerSettings, load_settings
+from runner.settings import RunnerSettings, keep_files_private, load_settings
 
 INTERRUPTED = 130
 
@@ -55,6 +55,7 @@ def main() -> int:
     # Both end the same way: the parts are stopped in order.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        keep_files_private()
         settings = load_settings()
         return run_demo(settings) if arguments.verb == "demo" else run(settings)
     except KeyboardInterrupt:

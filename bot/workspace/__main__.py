@@ -11,7 +11,7 @@ from pathlib import Path
 from bot.workspace.client import ADDRESS_FILE, WorkspaceClient
 from bot.workspace.records import Answer, Message
 from runner.errors import QLoRAError, UsageError
-from runner.settings import load_settings
+from runner.settings import keep_files_private, load_settings
 
 FAILURES = {
     "dispatch_failed": "No bot is connected to the workspace. Start it with `python -m bot`.",
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     state_dir = load_settings().state_dir
     try:
+        keep_files_private()
         if options.do is None:
             return _serve(state_dir, options.port)
         client = WorkspaceClient.discover(state_dir, patience_s=options.patience)

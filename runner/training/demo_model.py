@@ -58,7 +58,6 @@ def build_demo_model(folder: Path) -> None:
         _write_tokenizer(scratch)
         (scratch / "config.json").write_text(json.dumps(_config(), indent=2) + "\n", encoding="utf-8")
         save_file(_weights(), scratch / "model.safetensors", metadata={"format": "pt"})
-        scratch.chmod(0o755)
         try:
             scratch.rename(folder)
         except OSError:

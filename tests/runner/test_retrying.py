@@ -170,7 +170,7 @@ def test_a_resuming_retry_begins_with_the_former_jobs_checkpoint_which_stays(
     published = Path(job.adapter_path or "")
     assert (published / "adapter_model.safetensors").read_text() == "attempt-0 checkpoint-5 of step 5"
     adopted = published.parent / "attempt-0"
-    assert adopted.stat().st_mode & 0o077 == 0, "a run directory is readable by its owner only"
+    assert adopted.stat().st_mode & 0o007 == 0, "a run directory is never open to others"
     # The former attempt's spec pins the commits of hub models and data.
     assert RunSpec.model_validate_json((adopted / "spec.json").read_text()) == run_spec
     assert (Path(former.checkpoint or "") / "state").read_text() == "of step 5"
