@@ -13,6 +13,7 @@ from runner.events import (
     AdapterSaved,
     AdapterVerified,
     BatchHalved,
+    CheckpointChosen,
     CheckpointSaved,
     ChildEvent,
     ConfigLoaded,
@@ -77,6 +78,8 @@ def describe_event(event: ChildEvent, seen: Collection[str] = ()) -> list[str]: 
             return [f"  {progress_text(event)}"]
         case LossEvaluated():
             return [f"  {_held_out_so_far(event)}"]
+        case CheckpointChosen():
+            return [f"Checkpoint: of step {event.step}, the newest is of step {event.newest_step}"]
         case CheckpointSaved():
             return [f"Checkpoint at step {event.step}"]
         case Evaluated():

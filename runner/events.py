@@ -247,6 +247,18 @@ class CheckpointSaved(Event):
     path: str
 
 
+class CheckpointChosen(Event):
+    """`checkpoint_chosen`: where an attempt of a job that has checkpoints begins; told before its child starts."""
+
+    kind: Literal["checkpoint_chosen"] = "checkpoint_chosen"
+    step: int
+    """Optimizer steps of the checkpoint that it goes on from, 0 where it begins again."""
+    newest_step: int
+    """Of the job's newest checkpoint; more than `step` where this host does not see that one."""
+    newest_host: str
+    """The host that wrote it."""
+
+
 class Evaluated(Event):
     """`evaluated`: answers, scores and held-out losses, before training and after it."""
 
@@ -391,10 +403,11 @@ class JobCancelled(Event):
 
 ChildEvent = (
     VersionsReported | PhaseStarted | TokenizerLoaded | ConfigLoaded | RungFailed | ModelLoaded | DataMixed
-    | TrainingStarted | BatchHalved | MetricsLogged | LossEvaluated | CheckpointSaved | Evaluated | AdapterSaved
+    | TrainingStarted | BatchHalved | MetricsLogged | LossEvaluated | CheckpointSaved | CheckpointChosen | Evaluated
+    | AdapterSaved
     | AdapterVerified | RunSucceeded | RunFailed | RunInterrupted
 )  # fmt: skip
-"""What a training child may write."""
+"""What is written about a running attempt: by its training child, but for `CheckpointChosen`."""
 
 FinalEvent = JobSucceeded | JobFailed | JobCancelled
 """The last event of a job; exactly one of them ends it."""

@@ -122,6 +122,8 @@ class JobRecord(Record):
     checkpoint: str | None = None
     """The newest complete checkpoint, on the host that wrote it."""
     checkpoint_step: int | None = None
+    checkpoint_host: str | None = None
+    """The host that wrote it."""
     lost_hosts: tuple[LostHost, ...] = ()
     """Every attempt whose host was lost, oldest first."""
     summary: RunSummary | None = None

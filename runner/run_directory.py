@@ -192,6 +192,12 @@ def newest_checkpoint(job_dir: Path) -> Path | None:
     return max(found)[2] if found else None
 
 
+def visible_step(output_root: Path, spec: RunSpec, job_id: str) -> int:
+    """Optimizer steps of the newest complete checkpoint of a job that this host sees, 0 where it sees none."""
+    newest = newest_checkpoint(output_root / spec.project.output_directory / job_id)
+    return 0 if newest is None else checkpoint_step(newest)
+
+
 def adopt_checkpoint(run_directory: RunDirectory, former_job: str) -> None:
     """Let a job go on from the newest complete checkpoint of the job that it repeats.
 

@@ -60,6 +60,9 @@ class RunnerSettings:
     stop_grace_s: float
     """`QLORA_STOP_GRACE_S`, default 60: seconds that a stopping child has for its last checkpoint."""
     retention: Retention = Retention()
+    checkpoint_wait_s: float = 300.0
+    """`QLORA_CHECKPOINT_WAIT_S`, default 300: seconds for which a job whose checkpoint this host does not see is left
+    to the host that wrote it, before this one starts it again. Never used where hosts share the output root."""
     allow_models: tuple[str, ...] = ("*",)
     """`QLORA_ALLOW_MODELS`, default `*`: base models that jobs may train on here, as patterns, comma-separated."""
     allow_datasets: tuple[str, ...] = ("*",)
@@ -143,6 +146,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
             events=_events(environ, "QLORA_KEEP_EVENTS", defaults.events),
             days=_number(environ, "QLORA_KEEP_DAYS", defaults.days, unit="days"),
         ),
+        checkpoint_wait_s=_number(environ, "QLORA_CHECKPOINT_WAIT_S", 300.0),
         allow_models=_patterns(environ, "QLORA_ALLOW_MODELS"),
         allow_datasets=_patterns(environ, "QLORA_ALLOW_DATASETS"),
         child=ChildLimits(

@@ -71,7 +71,7 @@ from runner.store_records import (
 )
 from runner.store_scripts import IllegalMoveError, legal
 from runner.store_switches import StoreSwitches
-from runner.store_upkeep import NEVER_US, events_of_giving_back
+from runner.store_upkeep import events_of_giving_back
 
 __all__ = ["Claim", "IllegalMoveError", "LostLease", "Renewal", "Store"]
 
@@ -298,7 +298,7 @@ class Store(StoreSwitches):
             write=_write_id(claim, text),
             job=claim.job.id,
             token=str(claim.token),
-            fields=progress_fields(event),
+            fields=progress_fields(event, claim.job.host),
             event=text,
         )
         if status == "lost":
@@ -343,13 +343,17 @@ class Store(StoreSwitches):
             raise _lost(claim)
         return read_job(legal(status, answer))
 
-    def decline(self, claim: Claim, event: JobDeclined, *, for_s: float | None = None) -> JobRecord:
+    def decline(self, claim: Claim, event: JobDeclined, *, for_s: float | None = None) -> JobRecord | None:
         """Give back a job that this host cannot run as it was asked; no attempt is spent. Others may claim it.
 
         Args:
             claim: Of an attempt that has written nothing.
             event: Why; the step fills in the host, and whether others are left.
-            for_s: Seconds after which this host may claim it again; None until it calls `readmit`.
+            for_s: Seconds, counted from when the job came into the queue, for which this host does not claim it again;
+                None until it calls `readmit`.
+
+        Returns:
+            The job; None where those seconds are over: it is still this attempt's.
 
         Raises:
             LostLease: The job is no longer this attempt's.
@@ -359,13 +363,13 @@ class Store(StoreSwitches):
             write=_write_id(claim, "decline"),
             job=claim.job.id,
             token=str(claim.token),
-            until_us=NEVER_US if for_s is None else self._now_us() + round(for_s * 1_000_000),
             declined=redact_all(event).model_dump_json(),
             cancelled=JobCancelled(by="").model_dump_json(),
+            **({} if for_s is None else {"for_us": round(for_s * 1_000_000)}),
         )
         if status == "lost":
             raise _lost(claim)
-        return read_job(legal(status, answer))
+        return None if status == "waited" else read_job(legal(status, answer))
 
 
 _PAST = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}

@@ -41,13 +41,13 @@ def origin_fields(origin: dict[str, str]) -> dict[str, str]:
     return {f"origin.{name}": value for name, value in origin.items()}
 
 
-def progress_fields(event: ChildEvent) -> dict[str, str]:
-    """What an event of a running attempt says about where the job stands."""
+def progress_fields(event: ChildEvent, host: str | None) -> dict[str, str]:
+    """What an event of an attempt that runs on a host says about where the job stands."""
     match event:
         case PhaseStarted(phase=phase):
             return {"phase": phase}
         case CheckpointSaved(step=step, path=path):
-            return {"checkpoint": path, "checkpoint_step": str(step)}
+            return {"checkpoint": path, "checkpoint_step": str(step), "checkpoint_host": host or ""}
         case _:
             return {}
 

@@ -30,7 +30,7 @@ _EXHAUSTED = {
 
 
 NEVER_US = 9_000_000_000_000_000
-"""A moment, µs since 1970, that does not come."""
+"""A moment, µs since 1970, that does not come; `NEVER` in `lua/common.lua`."""
 
 
 def events_of_giving_back(reason: Literal["host-lost", "worker-stopped"]) -> dict[str, str]:
@@ -133,11 +133,6 @@ class StoreUpkeep(StoreReader):
     @property
     def _lease_us(self) -> int:
         return int(self.lease_s * 1_000_000)
-
-    def _now_us(self) -> int:
-        with redis_at_hand():
-            seconds, microseconds = self.client.time()
-        return int(seconds) * 1_000_000 + int(microseconds)
 
     def _expire(self, job_id: str) -> tuple[str, Any]:
         return self._run(

@@ -20,6 +20,7 @@ from runner.data_copies import tell_differences
 from runner.deaths import describe_hang
 from runner.errors import QLoRAError
 from runner.events import (
+    CheckpointChosen,
     FinalEvent,
     JobCancelled,
     JobDeclined,
@@ -32,7 +33,7 @@ from runner.events import (
 from runner.host_limits import check_host_limits
 from runner.jobs import JobState
 from runner.redaction import redact
-from runner.run_directory import RunDirectory, adopt_checkpoint, checkpoint_step, create_attempt
+from runner.run_directory import RunDirectory, adopt_checkpoint, checkpoint_step, create_attempt, visible_step
 from runner.settings import RunnerSettings
 from runner.silence import SilenceWatch
 from runner.store import Claim, LostLease, Store
@@ -128,14 +129,17 @@ class _Attempt:
         job = self._claim.job
         try:
             check_host_limits(job.spec, self._settings)
-            if differs := tell_differences(job.spec, self._settings):
-                return self._decline(JobDeclined(reason="data-differs", host=self._settings.host, message=differs))
+            chosen = self._choose_checkpoint()
+            if (end_here := self._left_to_others(chosen)) is not None:
+                return end_here
             run_directory = create_attempt(self._settings.output_root, job.spec, job.id, job.attempt)
             published = run_directory.published_result()
             if published is not None:
                 return self._tell(JobSucceeded.model_validate_json(published))
             if job.resume and job.retry_of is not None:
                 adopt_checkpoint(run_directory, job.retry_of)
+            if chosen is not None:
+                self._link.send(chosen)
             with self._spawn(run_directory.path) as child:
                 end = self._watch(child)
             self._link.drain(give_up=self._out_of_time)
@@ -218,10 +222,35 @@ class _Attempt:
         # Somebody asked for a stop in the very last moment.
         return AttemptEnd.CANCELLED if job.state is JobState.CANCELLED else AttemptEnd.REQUEUED
 
-    def _decline(self, event: JobDeclined) -> AttemptEnd:
-        logger.warning("Job %s is left to others: %s", self._claim.job.id, event.message)
-        job = self._link.insist(lambda: self._store.decline(self._claim, event), give_up=self._out_of_time)
+    def _decline(self, event: JobDeclined, *, for_s: float | None) -> AttemptEnd | None:
+        """Leave the job to others; None where that is over, and the job still ours."""
+        job = self._link.insist(lambda: self._store.decline(self._claim, event, for_s=for_s), give_up=self._out_of_time)
+        if job is None:
+            return None
+        logger.warning("Job %s is left to others: %s", job.id, event.message)
         return AttemptEnd.CANCELLED if job.state is JobState.CANCELLED else AttemptEnd.DECLINED
+
+    def _choose_checkpoint(self) -> CheckpointChosen | None:
+        """Where this attempt begins; None where the job has no checkpoint yet."""
+        job = self._claim.job
+        if job.checkpoint_step is None or job.checkpoint_host is None:
+            return None
+        step = visible_step(self._settings.output_root, job.spec, job.id)
+        newest = max(step, job.checkpoint_step)
+        return CheckpointChosen(step=step, newest_step=newest, newest_host=job.checkpoint_host)
+
+    def _left_to_others(self, chosen: CheckpointChosen | None) -> AttemptEnd | None:
+        """Give the job back where this host lacks its data, or its checkpoint; None where it begins here."""
+        host, wait_s = self._settings.host, self._settings.checkpoint_wait_s
+        if differs := tell_differences(self._claim.job.spec, self._settings):
+            return self._decline(JobDeclined(reason="data-differs", host=host, message=differs), for_s=None)
+        if chosen is None or chosen.step == chosen.newest_step or chosen.newest_host == host:
+            return None
+        message = (
+            f"its checkpoint of step {chosen.newest_step} lies on host {chosen.newest_host}, where this one does not "
+            f"see it. It waits for that host until {wait_s:g} s after its requeue; then it starts again elsewhere."
+        )
+        return self._decline(JobDeclined(reason="checkpoint-elsewhere", host=host, message=message), for_s=wait_s)
 
     def _final_event(self, end: RunEnd, run_directory: RunDirectory) -> FinalEvent:
         match end:

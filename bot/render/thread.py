@@ -29,6 +29,7 @@ from runner.event_lines import StoredEvent
 from runner.events import (
     AdapterVerified,
     BatchHalved,
+    CheckpointChosen,
     ConfigLoaded,
     DataMixed,
     Evaluated,
@@ -94,6 +95,8 @@ def render_milestone(  # noqa: C901, PLR0911, PLR0912 - one short case a kind of
             return None if told else _model(event)
         case DataMixed() as event:
             return None if story.mix is not None and story.mix.shares == event.shares else _data(event)
+        case CheckpointChosen() as event:
+            return _chosen(event)
         case BatchHalved() as event:
             return compose([escape(event.announcement)])
         case Evaluated(when="before") as event:
@@ -188,6 +191,14 @@ def _declined(event: JobDeclined, pool: str) -> Message:
         waits = {"data-differs": "whose data match", "checkpoint-elsewhere": "that has the checkpoint"}[event.reason]
         lines.append(f"⚠️ No other worker of pool {code(pool)} is left. The job waits for a host {waits}.")
     return compose(lines)
+
+
+def _chosen(event: CheckpointChosen) -> Message:
+    if event.step == event.newest_step:
+        return compose([f"Resumes from the checkpoint of step {number(event.step)}"])
+    begins = f"goes on from that of step {number(event.step)}" if event.step else "starts again from the beginning"
+    where = f"The checkpoint of step {number(event.newest_step)} lies on host {code(event.newest_host)}"
+    return compose([f"⚠️ {where}, which this host does not see: the job {begins}"])
 
 
 def _same_versions(event: VersionsReported, told: VersionsReported | None) -> bool:

@@ -260,6 +260,9 @@ local function first_in_turn(pool, suits)
     end
 end
 
+-- A moment that does not come.
+local NEVER = 9e15
+
 local function has_declined(host, job)
     return tonumber(redis.call("ZSCORE", key("declined", host), job) or 0) > now_us()
 end
@@ -348,5 +351,6 @@ local function give_back(job)
         return "illegal", field(job, "state")
     end
     remember(job)
+    redis.call("HSET", job_key(job), "requeued_at", whole(now_us()))
     move(job, to, cjson.encode(event))
 end

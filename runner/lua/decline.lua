@@ -1,6 +1,6 @@
--- decline(write, job, token, until_us, declined, cancelled): the worker that has claimed a job gives it back before it has
--- begun, because its host cannot run it as it was asked. No attempt is spent, and the host does not claim it again before
--- `until_us`, or until it readmits it.
+-- decline(write, job, token, for_us, declined, cancelled): the worker that has claimed a job gives it back before it has
+-- begun, because its host cannot run it as it was asked. No attempt is spent, and the host does not claim it again until it
+-- readmits it; or, where `for_us` is given, for so long after the job came into the queue. "waited" where that is over.
 if done_before(args.job) then
     return record(args.job)
 end
@@ -16,6 +16,13 @@ end
 if not may_move(job, "queued") then
     return { "illegal", field(job, "state") }
 end
+local until_us = NEVER
+if args.for_us then
+    until_us = tonumber(field(job, "requeued_at") or field(job, "submitted_at")) + args.for_us
+    if until_us <= now_us() then
+        return { "waited" }
+    end
+end
 remember(job)
 -- Its record says again where it ran before.
 if redis.call("HINCRBY", job_key(job), "attempt", -1) == 0 then
@@ -29,7 +36,7 @@ for _, name in ipairs({ "host", "worker" }) do
         redis.call("HDEL", job_key(job), name)
     end
 end
-redis.call("ZADD", key("declined", host), whole(args.until_us), job)
+redis.call("ZADD", key("declined", host), whole(until_us), job)
 redis.call("SADD", key("job", job, "declined"), host)
 local event = cjson.decode(args.declined)
 event.host = host

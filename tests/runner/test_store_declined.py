@@ -74,15 +74,22 @@ def test_a_host_that_can_run_it_now_claims_it_again(store: Store, submit_job: Su
     assert claim(store, some_worker).job.id == job.id
 
 
-def test_a_job_may_be_declined_for_a_time(store: Store, submit_job: Submit, some_worker: WorkerInfo) -> None:
+def test_a_job_may_be_declined_for_a_time_that_counts_from_its_coming_into_the_queue(
+    store: Store, submit_job: Submit, some_worker: WorkerInfo
+) -> None:
     job = submit_job()
-    store.decline(claim(store, some_worker), DIFFERS, for_s=600)
+    assert store.decline(claim(store, some_worker), DIFFERS, for_s=600) is not None
     assert store.claim("cpu", some_worker) is None
     assert store.declined_by("host-a") == []
 
     store.client.zincrby("qlora:declined:host-a", -601_000_000, job.id)
+    store.client.hincrby(f"qlora:job:{job.id}", "submitted_at", -601_000_000)
+    claimed = claim(store, some_worker)
 
-    assert claim(store, some_worker).job.id == job.id
+    assert store.decline(claimed, DIFFERS, for_s=600) is None
+    assert store.renew(claimed).owned
+    store.requeue(claimed)
+    assert store.decline(claim(store, some_worker), DIFFERS, for_s=600) is not None
 
 
 def test_a_declined_job_that_ran_before_says_where_that_was(
@@ -121,6 +128,7 @@ def test_a_stopping_job_that_is_declined_becomes_cancelled_and_leaves_nothing(
 
     cancelled = store.decline(claimed, DIFFERS)
 
+    assert cancelled is not None
     assert cancelled.state is JobState.CANCELLED
     last = store.events(job.id)[-1].event
     assert isinstance(last, JobCancelled)

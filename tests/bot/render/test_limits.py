@@ -11,6 +11,7 @@ from bot.render.message import Message
 from bot.workspace.blocks import check_blocks
 from runner.events import (
     AnyEvent,
+    CheckpointChosen,
     ChildEvent,
     DataMixed,
     Evaluated,
@@ -68,6 +69,7 @@ def hostile_run(good_run: tuple[ChildEvent, ...]) -> list[AnyEvent]:
         Evaluated(when="after", samples=samples, held_out=losses),
         by_kind["adapter_verified"],
         JobRequeued(reason="host-lost", host=HOSTILE),
+        CheckpointChosen(step=0, newest_step=3, newest_host=HOSTILE),
         JobDeclined(reason="data-differs", host=HOSTILE, message=HOSTILE, others=False),
         JobFailed(code=HOSTILE, message=HOSTILE, hint=HOSTILE),
         JobCancelled(by=HOSTILE, step=3, checkpoint=HOSTILE),

@@ -14,6 +14,7 @@ from runner.event_lines import StoredEvent
 from runner.events import (
     AnyEvent,
     BatchHalved,
+    CheckpointChosen,
     CheckpointSaved,
     ChildEvent,
     ConfigLoaded,
@@ -304,6 +305,16 @@ def test_a_host_that_leaves_a_job_to_others_is_one_line_until_nobody_is_left(ren
     assert render([CLAIMED, declined.model_copy(update={"others": False})])[-1].text.splitlines()[1] == (
         "⚠️ No other worker of pool `cpu` is left. The job waits for a host whose data match."
     )
+
+
+def test_where_an_attempt_begins_is_told(render: Render) -> None:
+    chosen = CheckpointChosen(step=80, newest_step=80, newest_host="gpu-1")
+    assert render([CLAIMED, chosen])[-1].text == "Resumes from the checkpoint of step 80"
+    assert render([CLAIMED, chosen.model_copy(update={"step": 40})])[-1].text == (
+        "⚠️ The checkpoint of step 80 lies on host `gpu-1`, which this host does not see: the job goes on from that of "
+        "step 40"
+    )
+    assert render([CLAIMED, chosen.model_copy(update={"step": 0})])[-1].text.endswith("starts again from the beginning")
 
 
 def test_a_second_attempt_repeats_nothing_that_the_thread_says_already(
