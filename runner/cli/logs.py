@@ -9,6 +9,7 @@ from runner.cli.jobs_store import jobs_store
 from runner.console import printable
 from runner.errors import UnavailableError
 from runner.job_names import find_job
+from runner.redaction import redact
 from runner.run_directory import RunDirectory
 from runner.settings import load_settings
 
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         where = f"Ask on host {job.host}, where it ran last." if job.host is not None else "It has not run yet."
         raise UnavailableError(f"There is no log of job {job.id} in {job_dir}.", hint=where, code="no-log")
     with newest.open(encoding="utf-8", errors="replace") as file:
-        for line in deque(file, maxlen=max(1, arguments.lines)):
-            print(printable(line.rstrip("\n")))
+        shown = redact("".join(deque(file, maxlen=max(1, arguments.lines))))
+    for line in shown.splitlines():
+        print(printable(line))
     return 0

@@ -13,7 +13,7 @@ import pytest
 from bot.render.message import Message
 from bot.render.thread import render_milestone
 from bot.story import Story, tell
-from runner.__main__ import describe_error
+from runner.__main__ import describe_error, main
 from runner.child import Spawn
 from runner.errors import SpecError, UnavailableError
 from runner.jobs import JobRecord, WorkerInfo
@@ -105,6 +105,24 @@ def test_an_error_is_clean_on_a_terminal(name: str) -> None:
     planted, secret = SECRETS[name]
 
     assert secret not in describe_error(UnavailableError(f"No answer from {planted}", hint=planted))
+
+
+def test_a_log_is_clean_on_a_terminal(
+    attempt: Callable[[str], JobRecord],
+    host: RunnerSettings,
+    valkey_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("REDIS_URL", valkey_url)
+    monkeypatch.setenv("QLORA_OUTPUT_ROOT", str(host.output_root))
+    job = attempt("".join(f"print({planted!r})\n" for planted, _ in SECRETS.values()) + "succeed()")
+
+    assert main(["logs", job.id]) == 0
+
+    shown = capsys.readouterr().out
+    assert "[redacted]" in shown
+    assert [name for name, (_, secret) in SECRETS.items() if secret in shown] == []
 
 
 @pytest.mark.parametrize("where", ["project", "override", "catalog"])
