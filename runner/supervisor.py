@@ -18,7 +18,7 @@ from runner.attempt_link import AttemptLink, StoreAway
 from runner.child import Child, RunEnd, Spawn, spawn_training
 from runner.data_copies import tell_differences
 from runner.deaths import describe_hang
-from runner.errors import QLoRAError
+from runner.errors import JobError, QLoRAError
 from runner.events import (
     CheckpointChosen,
     FinalEvent,
@@ -231,13 +231,19 @@ class _Attempt:
         return AttemptEnd.CANCELLED if job.state is JobState.CANCELLED else AttemptEnd.DECLINED
 
     def _choose_checkpoint(self) -> CheckpointChosen | None:
-        """Where this attempt begins; None where the job has no checkpoint yet."""
-        job = self._claim.job
-        if job.checkpoint_step is None or job.checkpoint_host is None:
+        """Where this attempt begins; None where neither the job nor the one that it resumes has a known checkpoint."""
+        job = holder = self._claim.job
+        if job.checkpoint_step is None and job.resume and job.retry_of is not None:
+            former = job.retry_of
+            try:
+                holder = self._link.insist(lambda: self._store.get(former), give_up=self._out_of_time)
+            except JobError:
+                return None  # Redis has forgotten it; its checkpoint may be here all the same.
+        if holder.checkpoint_step is None or holder.checkpoint_host is None:
             return None
-        step = visible_step(self._settings.output_root, job.spec, job.id)
-        newest = max(step, job.checkpoint_step)
-        return CheckpointChosen(step=step, newest_step=newest, newest_host=job.checkpoint_host)
+        step = visible_step(self._settings.output_root, job.spec, holder.id)
+        newest = max(step, holder.checkpoint_step)
+        return CheckpointChosen(step=step, newest_step=newest, newest_host=holder.checkpoint_host)
 
     def _left_to_others(self, chosen: CheckpointChosen | None) -> AttemptEnd | None:
         """Give the job back where this host lacks its data, or its checkpoint; None where it begins here."""

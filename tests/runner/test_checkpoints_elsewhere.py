@@ -115,3 +115,19 @@ def test_a_host_whose_own_checkpoint_is_gone_starts_again_at_once(
 
     assert attempt(dataclasses.replace(here, output_root=tmp_path / "moved"), "succeed()") is AttemptEnd.SUCCEEDED
     assert told(store, job) == [(0, 5, "gpu-1")]
+
+
+def test_a_retry_that_resumes_is_left_to_the_host_that_has_the_former_jobs_checkpoint(
+    store: Store,
+    submit_job: Callable[..., JobRecord],
+    hosts: tuple[RunnerSettings, RunnerSettings],
+    attempt: Attempt,
+) -> None:
+    here, there = hosts
+    former = submit_job()
+    attempt(here, "checkpoint(5)\nemit('run_failed', code='dataset', message='m')\nsys.exit(1)")
+    job = submit_job(retry_of=former.id, resume=True)
+
+    assert attempt(there, "succeed()") is AttemptEnd.DECLINED
+    assert attempt(here, "succeed()") is AttemptEnd.SUCCEEDED
+    assert told(store, job) == [(5, 5, "gpu-1")]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from runner.child import Spawn
-from runner.errors import JobError, SpecError, UsageError
+from runner.errors import JobError, SpecError, UnavailableError, UsageError
 from runner.events import CheckpointSaved, JobFailed, JobSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.projects import load_project
 from runner.retrying import retry_spec
+from runner.run_directory import adopt_checkpoint, create_attempt
 from runner.settings import load_settings
 from runner.spec import RunSpec
 from runner.store import Store
@@ -176,12 +177,16 @@ def test_a_resuming_retry_begins_with_the_former_jobs_checkpoint_which_stays(
     assert (Path(former.checkpoint or "") / "state").read_text() == "of step 5"
 
 
-def test_a_host_that_does_not_see_the_checkpoint_says_so_instead_of_beginning_again(
-    submit_job: Callable[..., JobRecord], attempt: Callable[..., JobRecord], scripted: Callable[[str], Spawn]
+def test_a_host_that_does_not_see_the_checkpoint_leaves_the_job_for_a_while_and_then_says_so(
+    store: Store,
+    submit_job: Callable[..., JobRecord],
+    attempt: Callable[..., JobRecord],
+    scripted: Callable[[str], Spawn],
 ) -> None:
     submit_job()
     former = attempt(scripted(STOPS_AT_5))
-    submit_job(retry_of=former.id, resume=True)
+    job = submit_job(retry_of=former.id, resume=True)
+    store.client.hincrby(f"qlora:job:{job.id}", "submitted_at", -301_000_000)
 
     job = attempt(scripted(GOES_ON), host="host-b")
 
@@ -190,8 +195,9 @@ def test_a_host_that_does_not_see_the_checkpoint_says_so_instead_of_beginning_ag
 
 
 def test_a_former_job_that_is_no_plain_name_leads_nowhere(
-    submit_job: Callable[..., JobRecord], attempt: Callable[..., JobRecord], scripted: Callable[[str], Spawn]
+    submit_job: Callable[..., JobRecord], tmp_path: Path, run_spec: RunSpec
 ) -> None:
-    submit_job(retry_of="../../elsewhere", resume=True)
-
-    assert attempt(scripted(GOES_ON)).error_code == "checkpoint-missing"
+    with pytest.raises(JobError, match="retry_of"):
+        submit_job(retry_of="../../elsewhere", resume=True)
+    with pytest.raises(UnavailableError, match="sees no checkpoint"):
+        adopt_checkpoint(create_attempt(tmp_path, run_spec, "demo-abcde", 1), "../../elsewhere")
