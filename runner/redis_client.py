@@ -94,9 +94,17 @@ def redis_at_hand() -> Iterator[None]:
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise _unavailable(error) from error
     except redis.ResponseError as error:
-        if isinstance(error, _REFUSALS) or str(error).startswith(_NOT_NOW):
+        if _is_refusal(error):
             raise _unavailable(error) from error
         raise
+
+
+def _is_refusal(error: redis.ResponseError) -> bool:
+    if isinstance(error, _REFUSALS) or str(error).startswith(_NOT_NOW):
+        return True
+    # Redis 6 wraps what it has refused inside a script, so that redis-py sees nothing but a failed script.
+    words = ("READONLY", "OOM", *_NOT_NOW)
+    return str(error).startswith("Error running script") and any(f" -{word} " in str(error) for word in words)
 
 
 def _unavailable(error: redis.RedisError) -> UnavailableError:

@@ -29,23 +29,12 @@ from runner.queue import build_broker, issue_ticket
 from runner.redis_client import build_client
 from runner.spec import RunSpec
 from runner.store import Store
-from tests.faults.line import FaultyLine
+from tests.faults.line import FaultyLine, port_of, through
 
 HERE = Path(__file__).parent
 POOL = "cpu"
 PATIENCE_S = 240.0
 """How long a slow, busy machine may take for what is waited for; nothing is measured by it."""
-
-
-def port_of(url: str) -> int:
-    """Where a server on the loopback listens."""
-    return int(url.rpartition(":")[2].partition("/")[0])
-
-
-def through(line: FaultyLine, url: str) -> str:
-    """A server's address at the near end of a line."""
-    head, _, tail = url.rpartition("@")
-    return f"{head}@127.0.0.1:{line.port}/{tail.partition('/')[2]}"
 
 
 def wait_until(holds: Callable[[], object], what: str, within_s: float = PATIENCE_S) -> None:

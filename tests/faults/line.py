@@ -158,3 +158,14 @@ class FaultyLine:
                 self._lose.remove(word)
                 losing.set()
                 return
+
+
+def port_of(url: str) -> int:
+    """Where a server on the loopback listens."""
+    return int(url.rpartition(":")[2].partition("/")[0])
+
+
+def through(line: FaultyLine, url: str) -> str:
+    """A server's address at the near end of a line."""
+    head, _, tail = url.rpartition("@")
+    return f"{head}@127.0.0.1:{line.port}/{tail.partition('/')[2]}"

@@ -14,9 +14,9 @@ from runner.jobs import JobState
 from runner.spec import RunSpec
 from tests.faults.chaos.attack import Attack
 from tests.faults.chaos.slack_side import SlackSide, judge_threads
-from tests.faults.fleet import Fleet, port_of, running_fleet, scripted_spec, wait_until
+from tests.faults.fleet import Fleet, running_fleet, scripted_spec, wait_until
 from tests.faults.invariants import judge
-from tests.faults.line import FaultyLine
+from tests.faults.line import FaultyLine, port_of
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -183,6 +183,31 @@ def test_a_child_whose_output_fills_the_disk_is_told_so(bench: Bench, scripted: 
     assert "the disk is full" in (job.error_message or "")
 
 
+def test_a_disk_that_is_full_when_the_adapter_is_to_be_published_fails_the_job_and_keeps_the_adapter(
+    bench: Bench, scripted: Scripted
+) -> None:
+    body = """
+    from contextlib import suppress
+    (RUN_DIR / "adapter").mkdir()
+    (RUN_DIR / "adapter" / "adapter_model.safetensors").write_text("weights")
+    with suppress(OSError), (RUN_DIR / "junk").open("wb", buffering=0) as junk:
+        while True:
+            junk.write(bytes(4096))
+    emit("run_succeeded", summary=SUMMARY, adapter_path=str(RUN_DIR / "adapter"))
+    sys.exit(0)
+    """
+    with small_disk(bench.settings.output_root, 1 << 20):
+        attempt = bench.start(scripted(body))
+        assert attempt.wait() is AttemptEnd.FAILED
+
+        (adapter,) = bench.settings.output_root.glob("demo/*/attempt-1/adapter/adapter_model.safetensors")
+        assert adapter.read_text() == "weights"
+        assert not list(bench.settings.output_root.glob("demo/*/adapter"))
+
+    job = bench.store.get(bench.job_id)
+    assert (job.error_code, job.error_hint) == ("disk-full", "Free space on the output root's disk.")
+
+
 @pytest.fixture
 def troubled_worker(
     store: Store,  # noqa: ARG001 - an empty one

@@ -99,6 +99,26 @@ def test_a_script_that_a_server_forgot_in_the_moment_between_loading_and_calling
     client.close()
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "-READONLY You can't write against a read only replica.",
+        "-OOM command not allowed when used memory > 'maxmemory'.",
+        "-MISCONF Errors writing to the AOF file: No space left on device",
+    ],
+)
+def test_what_redis_6_refuses_inside_a_script_is_unavailable_as_well(refusal: str) -> None:
+    with pytest.raises(UnavailableError), redis_at_hand():
+        raise redis.ResponseError(f"Error running script (call to f_0a1b): @user_script:57: {refusal}")
+
+
+def test_a_script_that_fails_by_a_mistake_of_ours_is_no_missing_redis() -> None:
+    failure = "Error running script (call to f_0a1b): @user_script:57: -WRONGTYPE Operation against a key"
+
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"), redis_at_hand():
+        raise redis.ResponseError(failure)
+
+
 def test_a_step_of_the_store_that_the_server_refuses_is_unavailable_and_leaves_nothing(
     server: EmbeddedRedis, run_spec: RunSpec
 ) -> None:

@@ -16,9 +16,9 @@ from tests.faults.chaos.attack import Attack
 from tests.faults.chaos.load import Load
 from tests.faults.chaos.report import table
 from tests.faults.chaos.slack_side import SlackSide, judge_threads
-from tests.faults.fleet import HERE, POOL, Fleet, port_of, running_fleet, wait_until
+from tests.faults.fleet import HERE, POOL, Fleet, running_fleet, wait_until
 from tests.faults.invariants import judge
-from tests.faults.line import FaultyLine
+from tests.faults.line import FaultyLine, port_of
 
 HOSTS = ["host-1", "host-2", "host-3"]
 LEASE_S = 10.0

@@ -15,8 +15,8 @@ from typing import Self
 from bot.workspace.client import WorkspaceClient
 from runner.errors import UnavailableError
 from runner.jobs import JobRecord
-from tests.faults.fleet import HERE, PATIENCE_S, POOL, Fleet, through, wait_until
-from tests.faults.line import FaultyLine
+from tests.faults.fleet import HERE, PATIENCE_S, POOL, Fleet, wait_until
+from tests.faults.line import FaultyLine, through
 
 TYPE_EVERY_S = 20.0
 USER = "you"
