@@ -42,9 +42,12 @@ class ModelJob:
     wish: str | None = None
     """Request id of the last claim."""
     host: str | None = None
+    former_host: str | None = None
     phase: str | None = None
     step: int | None = None
     stop_by: str | None = None
+    declined_by: set[str] = field(default_factory=set)
+    """Hosts that cannot run it."""
     losses: list[Loss] = field(default_factory=list)
     writes: set[tuple[int, str]] = field(default_factory=set)
     """What its attempts have written, by token."""
@@ -149,12 +152,20 @@ class StoreModel:
         job.tell("job_queued")
 
     def next_claim(self, pool: str, host: str) -> ModelJob | None:
-        """The job that a claim would get now."""
-        if host in self.drained or not self.claimable(pool):
+        """The job that a claim would get now: the first of all those that the host has not declined."""
+        limits, running = self._limits(pool), self.running(pool)
+        if self.frozen or host in self.drained or running.total() >= (limits.max_running or float("inf")):
             return None
-        return self.order(pool)[0]
+        able = [job for job in self.order(pool) if host not in job.declined_by]
+        first_of_each = {job.who: job for job in reversed(able)}
+        free = [
+            job for who, job in first_of_each.items() if running[who] < (limits.max_running_per_user or float("inf"))
+        ]
+        seats = self.seats.get(pool, [])
+        return min(free, key=lambda job: (RANKS[job.priority], running[job.who], seats.index(job.who)), default=None)
 
     def claim(self, job: ModelJob, host: str, token: int, wish: str) -> None:
+        job.former_host = job.host
         job.state, job.attempt, job.token, job.host, job.wish = JobState.RUNNING, job.attempt + 1, token, host, wish
         job.phase = None
         self.wishes[wish] = job.id
@@ -179,6 +190,16 @@ class StoreModel:
         job.state, job.token = JobState.QUEUED, None
         self._come(job)
         job.tell("job_requeued")
+
+    def decline(self, job: ModelJob) -> None:
+        """The end of an attempt that has not begun, because its host cannot run the job."""
+        assert job.host is not None
+        if job.state is JobState.STOPPING:
+            self.give_back(job)
+            return
+        job.declined_by.add(job.host)
+        job.state, job.token, job.attempt, job.host = JobState.QUEUED, None, job.attempt - 1, job.former_host
+        job.tell("job_declined")
 
     def lose(self, job: ModelJob) -> None:
         """The end of an attempt whose lease has run out."""

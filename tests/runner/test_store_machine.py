@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count, pairwise
+from itertools import count
 from typing import Any
 
 import pytest
@@ -27,8 +25,16 @@ from hypothesis.stateful import (
 )
 
 from runner.errors import JobError, PolicyError
-from runner.event_lines import MEASUREMENTS
-from runner.events import CheckpointSaved, ChildEvent, FinalEvent, JobCancelled, JobFailed, JobSucceeded, PhaseStarted
+from runner.events import (
+    CheckpointSaved,
+    ChildEvent,
+    FinalEvent,
+    JobCancelled,
+    JobDeclined,
+    JobFailed,
+    JobSucceeded,
+    PhaseStarted,
+)
 from runner.jobs import FINAL_STATES, JobState, Priority, WorkerInfo
 from runner.pools import PoolLimits
 from runner.reports import Phase
@@ -36,6 +42,7 @@ from runner.settings import Retention
 from runner.spec import RunSpec
 from runner.store import Claim, IllegalMoveError, LostLease, Store
 from tests.examples import SUMMARY
+from tests.runner.store_comparison import compare, keys
 from tests.runner.store_model import RANKS, ModelJob, StoreModel
 
 POOLS, PEOPLE, HOSTS = ("a", "b"), ("ann", "bob", "eve"), ("host-1", "host-2", "host-3")
@@ -51,14 +58,7 @@ NEWS: tuple[ChildEvent, ...] = (
     *(PhaseStarted(phase=phase) for phase in (Phase.MODEL, Phase.TRAINING)),
     *(CheckpointSaved(step=step, path=f"/out/checkpoint-{step}") for step in range(1, 31)),
 )
-SETS: dict[str, Callable[[Any, str], object]] = {
-    **dict.fromkeys(
-        ("jobs", "queue", "turns", "leases", "finished", "news"), lambda redis, name: redis.zrange(name, 0, -1)
-    ),
-    "active": lambda redis, name: redis.smembers(name),
-    "seats": lambda redis, name: redis.hkeys(name),
-}
-"""How to read the keys that hold jobs or submitters, by the first word of their name."""
+UNABLE = JobDeclined(reason="data-differs", host="", message="m")
 SOME_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 pools, people, hosts = st.sampled_from("aaab"), st.sampled_from(PEOPLE), st.sampled_from(HOSTS)
@@ -197,6 +197,24 @@ class StoreMachine(RuleBasedStateMachine):
                 assert job is not None
                 self.model.give_back(job)
 
+    @precondition(lambda self: self.claims)
+    @rule(which=numbers, again=twice)
+    def decline(self, which: int, again: bool) -> None:
+        claim, job, holds = self._a_claim(which)
+        if job is not None and any(token == claim.token for token, write in job.writes if write != "decline"):
+            return  # It has begun.
+        for _ in range(1 + again):
+            if self._is_told(claim, job, holds, "decline", lambda: self.store.decline(claim, UNABLE)):
+                assert job is not None
+                self.model.decline(job)
+
+    @precondition(lambda self: any(job.declined_by for job in self.model.jobs.values()))
+    @rule(which=numbers, host=hosts)
+    def readmit(self, which: int, host: str) -> None:
+        job = _choose([job for job in self.model.jobs.values() if job.declined_by], which)
+        job.declined_by.discard(host)
+        self.store.readmit(job.id, host)
+
     @precondition(lambda self: any(job.active for job in self.model.jobs.values()))
     @rule(which=numbers, comes_back=st.sampled_from(["never", "never", "in time", "too late"]))
     def a_lease_runs_out(self, which: int, comes_back: str) -> None:
@@ -249,20 +267,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_store_agrees_with_the_model(self) -> None:
-        jobs = list(self.model.jobs.values())
-        # Read as it lies there: building records of all jobs after every step would take most of the time.
-        with self.client.pipeline(transaction=False) as pipeline:
-            for job in jobs:
-                pipeline.hgetall(f"qlora:job:{job.id}")
-                pipeline.lrange(f"qlora:job:{job.id}:events", 0, -1)
-            found: list[Any] = pipeline.execute()
-        for job, record, events in zip(jobs, found[::2], found[1::2], strict=True):
-            self._check_record(job, record)
-            self._check_history(job, [json.loads(text) for text in events])
-        names = self._keys()
-        self._check_sets({name for name in names if name.split(":")[0] in SETS})
-        # Nothing is left of a job that is forgotten.
-        assert {name.split(":")[1] for name in names if name.startswith("job:")} == set(self.model.jobs)
+        compare(self.client, self.model)
 
     @invariant()
     def positions_are_the_order_of_claims(self) -> None:
@@ -274,48 +279,6 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.client.zrange(f"qlora:turns:{pool}", 0, 0) == [job.who for job in self.model.order(pool)[:1]]
             assert claimable.get(pool, 0) == self.model.claimable(pool)
         assert self.store.align() == 0
-
-    def _check_record(self, job: ModelJob, record: dict[str, str]) -> None:
-        assert (record["state"], int(record["attempt"]), record.get("host")) == (job.state, job.attempt, job.host)
-        assert (record.get("token"), record.get("stop_requested_by")) == (job.token and str(job.token), job.stop_by)
-        assert (record.get("phase"), record.get("checkpoint_step")) == (job.phase, job.step and str(job.step))
-        assert ("finished_at" in record) is job.final
-        assert [
-            (int(loss["token"]), loss.get("returned", False)) for loss in json.loads(record.get("lost_hosts", "[]"))
-        ] == [(loss.token, loss.returned) for loss in job.losses]
-
-    def _check_history(self, job: ModelJob, events: list[Any]) -> None:
-        """No gap but measurements, of which the newest of each kind is there; never a number twice."""
-        told = [(stored["seq"], stored["attempt"], stored["event"]["kind"]) for stored in events]
-        assert [one for one in told if one[2] not in MEASUREMENTS] == job.milestones
-        assert all(job.history[seq - 1] == (attempt, kind) for seq, attempt, kind in told)
-        assert all(one[0] < other[0] for one, other in pairwise(told))
-        newest = {kind: seq for seq, (_, kind) in enumerate(job.history, 1) if kind in MEASUREMENTS}
-        assert set(newest.values()) <= {seq for seq, _, _ in told}
-
-    def _check_sets(self, names: set[str]) -> None:
-        expected: dict[str, set[str]] = defaultdict(set)
-        for job in self.model.jobs.values():
-            expected[f"jobs:{job.state}"].add(job.id)
-            if job.state is JobState.QUEUED:
-                expected[f"queue:{job.pool}"].add(job.id)
-                expected[f"queue:{job.pool}:{job.who}"].add(job.id)
-                expected[f"turns:{job.pool}"].add(job.who)
-            if job.active:
-                expected[f"active:{job.pool}"].add(job.id)
-                expected[f"active:{job.pool}:{job.who}"].add(job.id)
-                expected["leases"].add(job.id)
-            if job.final:
-                expected["finished"].add(job.id)
-            else:
-                expected[f"seats:{job.pool}"].add(job.who)
-            expected["news"].add(job.id)
-        assert names == set(expected)
-        with self.client.pipeline(transaction=False) as pipeline:
-            for name in expected:
-                SETS[name.split(":")[0]](pipeline, f"qlora:{name}")
-            found: list[Any] = pipeline.execute()
-        assert dict(zip(expected, map(set, found), strict=True)) == expected
 
     def teardown(self) -> None:
         """Whatever happened, all jobs can be run to their end, each once, and nothing of anybody's turn is left."""
@@ -330,7 +293,7 @@ class StoreMachine(RuleBasedStateMachine):
             while (left_over := self.store.claim(pool, _worker(pool, HOSTS[0]))) is not None:
                 self.store.finish(left_over, ENDS[JobState.SUCCEEDED])
         assert {job.state for job in self.store.jobs(10**6)} <= FINAL_STATES
-        left = [name.split(":")[0] for name in self._keys()]
+        left = [name.split(":")[0] for name in keys(self.client)]
         assert not {"queue", "turns", "seats", "active", "leases", "limits"} & set(left)
 
     def _submit(self, pool: str, who: str, priority: Priority, request: str) -> str:
@@ -360,10 +323,6 @@ class StoreMachine(RuleBasedStateMachine):
         assert job is not None
         job.writes.add((claim.token, write))
         return True
-
-    def _keys(self) -> list[str]:
-        names: list[Any] = list(self.client.scan_iter("qlora:*", count=1000))
-        return [str(name).removeprefix("qlora:") for name in names]
 
 
 def _choose(these: Iterable[Any], which: int) -> Any:
