@@ -247,6 +247,10 @@ class Fleet:
                 running.pop(entry["run"], None)
         return [entry for entry in running.values() if _runs(entry["pid"])]
 
+    def looked_for_lost_hosts(self) -> Any:
+        """When a reconciler has asked last."""
+        return self.store.client.hget("qlora:server", "asked")
+
     # --- Valkey --------------------------------------------------------------------------------------------------
 
     def kill_valkey(self) -> None:

@@ -98,6 +98,8 @@ def _judge_history(job: JobRecord, events: list[StoredEvent], verdict: Verdict) 
     numbers = [stored.seq for stored in events]
     if numbers != sorted(set(numbers)):
         verdict.disordered.append(f"{job.id}: events {numbers}")
+    if len({(stored.attempt, stored.event.model_dump_json()) for stored in events}) < len(events):
+        verdict.doubled.append(f"{job.id}: an event stands in its history twice")
     kinds = [str(stored.event.kind) for stored in events]
     missing = set(range(1, numbers[-1] + 1)) - set(numbers)
     if missing and len(missing) > numbers[-1] - len([kind for kind in kinds if kind not in MEASUREMENTS]):

@@ -16,7 +16,7 @@ from tests.faults.invariants import judge
 pytestmark = pytest.mark.timeout(600)
 
 HOSTS = ["host-1", "host-2", "host-3"]
-LEASE_S = 6.0
+LEASE_S = 8.0
 DRAMATIQ = {word: f"${len(word)}\r\n{word}\r\n".encode() for word in ("enqueue", "fetch", "ack")}
 """Its own words, each in requests of that kind."""
 
@@ -53,13 +53,20 @@ def test_a_lost_reply_costs_a_job_nothing(fleet: Fleet, run_spec: RunSpec, what:
 
 def test_trainings_go_on_while_valkey_is_killed_and_away_for_three_leases(fleet: Fleet, run_spec: RunSpec) -> None:
     # The first ends long before Valkey is back, the second at about that time, the third after it.
-    jobs = [fleet.submit(scripted_spec(run_spec, steps=steps)) for steps in (60, 400, 700)]
+    jobs = [fleet.submit(scripted_spec(run_spec, steps=steps)) for steps in (60, 500, 900)]
     for job_id in jobs:
         fleet.wait_for(job_id, "metrics_logged")
 
+    last = fleet.job(jobs[-1]).host
+    assert last is not None
     fleet.kill_valkey()
+    fleet.hosts[last].line.cut()
     time.sleep(3 * LEASE_S)  # How long it is away is what is tried here.
     fleet.revive_valkey()
+    # One host comes back after another has looked for lost ones: it has as much time for that as a lease has.
+    looked = fleet.looked_for_lost_hosts()
+    wait_until(lambda: fleet.looked_for_lost_hosts() != looked, "somebody looks for lost hosts")
+    fleet.hosts[last].line.mend()
 
     fleet.wait_for_ends()
     assert {(fleet.job(job_id).state, fleet.job(job_id).attempt) for job_id in jobs} == {(JobState.SUCCEEDED, 1)}
