@@ -15,6 +15,7 @@ from runner.child import RunEnd
 from runner.events import BatchHalved, ChildEvent, RunFailed, RunInterrupted
 from runner.training.launcher import RankStart, _Failure, environment_of_one, rank_environment, run_ranks
 from runner.training.stopping import StopSwitch
+from tests.runner.small_memory import small_memory
 
 PRELUDE = """
 import json, os, signal, sys, time
@@ -122,6 +123,24 @@ hang()"""
     assert end.hint is not None
     assert "out-of-memory killer" in end.hint
     assert end.hint.endswith("Its last lines:\nallocating")
+
+
+def test_a_rank_that_the_kernel_kills_for_want_of_memory_is_told_as_that(launch: Launch) -> None:
+    with small_memory(64 << 20) as procs:
+        end = launch(
+            f"""
+if rank == 1:
+    open({str(procs)!r}, "w").write(str(os.getpid()))
+    bytearray(1 << 30)
+time.sleep(0.1)
+tell("run_failed", code="internal", message="Connection closed by peer")
+hang()"""
+        )
+
+    assert isinstance(end, RunFailed)
+    assert end.code == "out-of-memory"
+    assert "training process of rank 1" in end.message
+    assert "because the host ran out of memory" in end.message
 
 
 def test_nothing_that_rank_0_has_told_is_lost_when_another_ends_the_attempt(launch: Launch, tmp_path: Path) -> None:
