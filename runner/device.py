@@ -1,41 +1,75 @@
-"""What this host trains on, found out without loading torch."""
+"""What this host trains on, found out without loading torch: the driver's own tool says which GPUs there are."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 
-_QUERY = ("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+from runner.pools import Gpu
+
+_GPU_QUERY = "index,uuid,name,memory.total"
 _MIB_PER_GIB = 1024
+_TIMEOUT_S = 20.0
 
 
-def describe_device() -> str:
-    """Name the GPUs as the driver does, or count the CPU threads this process may use.
+def describe_device(gpus: Sequence[Gpu] | None = None) -> str:
+    """Name GPUs as the driver does, or count the CPU threads this process may use.
+
+    Args:
+        gpus: All of the host's when absent.
 
     Returns:
         Such as `NVIDIA H100 80GB HBM3 (80 GiB)`, `2 x NVIDIA L4 (22 GiB)` or `cpu (2 threads)`.
     """
-    gpus = _gpus()
-    if not gpus:
+    names = [f"{gpu.name} ({_memory(gpu)})" for gpu in (list_gpus() if gpus is None else gpus)]
+    if not names:
         return f"cpu ({len(os.sched_getaffinity(0))} threads)"
-    return ", ".join(f"{gpus.count(gpu)} x {gpu}" if gpus.count(gpu) > 1 else gpu for gpu in dict.fromkeys(gpus))
+    return ", ".join(
+        f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)
+    )
 
 
-def _gpus() -> list[str]:
+def list_gpus() -> tuple[Gpu, ...]:
+    """Ask the driver for this host's GPUs; none without its tool, its driver or a device."""
+    answer = ask_driver("gpu", _GPU_QUERY)
+    return () if answer is None else parse_gpus(answer)
+
+
+def parse_gpus(answer: str) -> tuple[Gpu, ...]:
+    """Read what `nvidia-smi --query-gpu` says, one line a GPU; other lines are left out. Pure."""
+    gpus = []
+    for line in answer.splitlines():
+        head, _, memory = line.rpartition(",")
+        index, uuid, name = (*(field.strip() for field in head.split(",", 2)), "", "")[:3]
+        if index.isdecimal() and uuid:
+            memory_mib = int(memory) if memory.strip().isdecimal() else None
+            gpus.append(Gpu(index=int(index), uuid=uuid, name=name, memory_mib=memory_mib))
+    return tuple(gpus)
+
+
+def ask_driver(subject: str, fields: str) -> str | None:
+    """Ask `nvidia-smi`.
+
+    Args:
+        subject: `gpu` or `compute-apps`.
+        fields: Which of its fields, separated by commas.
+
+    Returns:
+        One line of comma-separated values for each, without units; None where nobody answers.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
-        return []
+        return None
+    query = (f"--query-{subject}={fields}", "--format=csv,noheader,nounits")
     try:
-        answer = subprocess.run([program, *_QUERY], capture_output=True, text=True, timeout=20, check=False)
+        answer = subprocess.run([program, *query], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        return []
-    if answer.returncode != 0:  # A machine with the tool but without a driver or a device.
-        return []
-    rows = [row.rsplit(",", 1) for row in answer.stdout.splitlines() if "," in row]
-    return [f"{name.strip()} ({_gib(memory)})" for name, memory in rows]
+        return None
+    # A machine with the tool but without a driver or a device fails here.
+    return answer.stdout if answer.returncode == 0 else None
 
 
-def _gib(mebibytes: str) -> str:
-    text = mebibytes.strip()
-    return f"{int(text) / _MIB_PER_GIB:.0f} GiB" if text.isdigit() else "memory unknown"
+def _memory(gpu: Gpu) -> str:
+    return "memory unknown" if gpu.memory_mib is None else f"{gpu.memory_mib / _MIB_PER_GIB:.0f} GiB"

@@ -6,10 +6,11 @@ import secrets
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
+from runner.pools import Gpu
 from runner.reports import Phase, Record, RunSummary
-from runner.spec import RunSpec
+from runner.spec import Compute, RunSpec
 
 JOB_ID = r"^[a-z0-9][a-z0-9_-]{0,79}$"
 """It names a folder."""
@@ -147,15 +148,33 @@ class JobRecord(Record):
 class WorkerInfo(Record):
     """A worker as it announces itself; gone from the list when it stops renewing."""
 
+    # What a newer worker adds must not keep an older process from seeing it.
+    model_config = ConfigDict(extra="ignore")
+
     name: str
     """`<host>:<pid>` or what the operator chose; unique among live workers."""
     host: str
     pool: str
     device: str
     """Such as `NVIDIA H100 80GB` or `cpu (2 threads)`."""
+    gpus: tuple[Gpu, ...] = ()
+    """The GPUs that its jobs may use; none on a host that trains on its CPU."""
     stack: str
     """Nearest version stack, such as `current`."""
     started_at: AwareDatetime
     last_seen_at: AwareDatetime
     job_id: str | None = None
     """What it works on, None when idle."""
+
+    @property
+    def gpu_memory_gib(self) -> float:
+        """Memory of its smallest GPU, 0 where the driver does not say."""
+        return min((gpu.memory_mib or 0 for gpu in self.gpus), default=0) / 1024
+
+    def fits(self, compute: Compute) -> bool:
+        """Whether its devices suffice for a job: the rule of `lua/common.lua`, where claims follow it."""
+        wanted = compute.min_gpu_memory_gib or 0.0
+        if not self.gpus:
+            # There `gpus` are processes that share its cores.
+            return not wanted
+        return compute.gpus <= len(self.gpus) and wanted <= self.gpu_memory_gib

@@ -1,6 +1,8 @@
-"""What operators decide about pools and hosts. Pure; no I/O."""
+"""Pools and hosts: what operators decide about them, and the devices that workers have. Pure; no I/O."""
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 from pydantic import AwareDatetime, Field
 
@@ -35,3 +37,25 @@ class Drain(Record):
     host: str
     by: str
     at: AwareDatetime
+
+
+class Obstacle(StrEnum):
+    """What keeps one worker from the jobs of its pool while other workers may take them."""
+
+    DRAINED = "drained"
+    """Its host is drained."""
+    UNFIT = "unfit"
+    """Jobs wait, and its devices suffice for none of them."""
+
+
+class Gpu(Record):
+    """One GPU of a host, as the driver tells it."""
+
+    index: int
+    """Its number in `nvidia-smi`, which a reboot may change."""
+    uuid: str
+    """`GPU-…`, its own for good."""
+    name: str
+    """Such as `NVIDIA L4`."""
+    memory_mib: int | None = None
+    """All of its memory, None where the driver does not say."""

@@ -120,6 +120,9 @@ class Compute(Spec):
     gpus: Annotated[int, Field(ge=1, le=16)] = 1
     """Processes that train together on one host, each with the whole model on a GPU of its own; the batch grows by as
     much. On a host without GPUs they share its cores: for tests and tiny models."""
+    min_gpu_memory_gib: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    """Memory that each of these GPUs has at least, GiB as `nvidia-smi` counts: a "24 GB" card has 22 to 24. A host
+    without GPUs never takes such a job. None: any will do."""
 
 
 class ProjectSpec(Spec):

@@ -5,6 +5,7 @@ what an attempt writes is also checked against its fencing token. Every step may
 carry an id and are carried out once. Time is Redis' own. Keys, behind the prefix (`qlora:`):
 
     job:<id>            hash    the record; also number, place, token (while an attempt holds it), claim,
+                                gpus and min_gpu_memory_gib (what it needs of a worker, 0: any memory),
                                 thinned (events left out), thin_at (length that is too long)
     job:<id>:events     list    the history, one JSON `StoredEvent` each; measurements are thinned
     job:<id>:writes     list    ids of the last writes, to recognise repeats; expires a day after the job's end
@@ -63,11 +64,13 @@ from runner.store_records import (
     SCHEMA_VERSION,
     BadRecordError,
     as_fields,
+    need_fields,
     origin_fields,
     outcome_fields,
     progress_fields,
     read_job,
     written_by_newer,
+    worker_arguments,
 )
 from runner.store_scripts import IllegalMoveError, legal
 from runner.store_switches import StoreSwitches
@@ -175,6 +178,7 @@ class Store(StoreSwitches):
             "pool": pool,
             "priority": priority,
             "submitted_by": submitted_by,
+            **need_fields(spec.project.compute),
             **origin_fields(origin),
         }
         if retry_of is not None:
@@ -230,7 +234,9 @@ class Store(StoreSwitches):
     # --- what an attempt does ------------------------------------------------------------------------------------
 
     def claim(self, pool: str, worker: WorkerInfo, *, request_id: str | None = None) -> Claim | None:
-        """Take the next queued job of a pool. None when there is none, or limits, a freeze or a drain forbid it.
+        """Take the next queued job of a pool that fits the worker's devices.
+
+        None when there is none, or limits, a freeze or a drain forbid it; `obstacle` tells the last from the others.
 
         A job that a newer version of this software submitted is left to a newer worker, and the next one taken.
 
@@ -250,8 +256,7 @@ class Store(StoreSwitches):
                 "claim",
                 write=f"{wish}-{count}" if count else wish,
                 pool=pool,
-                host=worker.host,
-                worker=worker.name,
+                **worker_arguments(worker),
                 lease_us=self._lease_us,
                 event=event.model_dump_json(),
             )

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from runner.errors import JobError, UnavailableError
 from runner.events import CheckpointSaved, ChildEvent, FinalEvent, JobCancelled, JobFailed, JobSucceeded, PhaseStarted
-from runner.jobs import JobRecord, LostHost
+from runner.jobs import JobRecord, LostHost, WorkerInfo
 from runner.reports import RunSummary
-from runner.spec import RunSpec
+from runner.spec import Compute, RunSpec
 
 SCHEMA_VERSION = 1
 """Raised when an older process could misread what a newer one writes. Every step that moves a job compares it first
@@ -39,6 +39,21 @@ def microseconds(moment: datetime) -> int:
 def origin_fields(origin: dict[str, str]) -> dict[str, str]:
     """Where to report, one field a key."""
     return {f"origin.{name}": value for name, value in origin.items()}
+
+
+def need_fields(compute: Compute) -> dict[str, str]:
+    """What a job needs of a worker, where claims can see it without the spec."""
+    return {"gpus": str(compute.gpus), "min_gpu_memory_gib": str(compute.min_gpu_memory_gib or 0)}
+
+
+def worker_arguments(worker: WorkerInfo) -> dict[str, Any]:
+    """Who asks for work, and with which devices; `lua/common.lua` compares them with `need_fields`."""
+    return {
+        "host": worker.host,
+        "worker": worker.name,
+        "gpus": len(worker.gpus),
+        "gpu_memory_gib": worker.gpu_memory_gib,
+    }
 
 
 def progress_fields(event: ChildEvent, host: str | None) -> dict[str, str]:

@@ -8,9 +8,10 @@ from uuid import uuid4
 
 from runner.events import JobCancelled, JobFailed, JobRequeued
 from runner.jobs import MOST_LOSSES, POISON_LOSSES, JobRecord, JobState, WorkerInfo
+from runner.pools import Obstacle
 from runner.redis_client import redis_at_hand
 from runner.store_reading import StoreReader
-from runner.store_records import BadRecordError, read_job
+from runner.store_records import BadRecordError, read_job, worker_arguments
 from runner.store_scripts import IllegalMoveError, legal
 
 _log = logging.getLogger(__name__)
@@ -127,6 +128,11 @@ class StoreUpkeep(StoreReader):
     def readmit(self, job_id: str, host: str) -> None:
         """Let a host claim a job again that it has declined."""
         self._run("readmit", job=job_id, host=host)
+
+    def obstacle(self, pool: str, worker: WorkerInfo) -> Obstacle | None:
+        """What keeps a worker from a pool's jobs while other workers may take them; None when nothing does."""
+        _, answer = self._run("obstacle", pool=pool, **worker_arguments(worker))
+        return None if answer is None else Obstacle(answer)
 
     # --- inside --------------------------------------------------------------------------------------------------
 

@@ -21,10 +21,11 @@ import redis
 from runner.actors import declare_look_for_work
 from runner.child import Spawn, spawn_training
 from runner.data_copies import tell_differences
-from runner.device import describe_device
+from runner.device import describe_device, list_gpus
 from runner.embedded_redis import resolve_redis_url
 from runner.errors import UnavailableError
 from runner.jobs import WorkerInfo
+from runner.pools import Obstacle
 from runner.queue import build_broker, issue_ticket, queue_name
 from runner.reconciler import Reconciler, look_every_s
 from runner.settings import RunnerSettings
@@ -37,8 +38,12 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 CLAIM_RETRY_S = 1.0
-DRAINED_LOOK_S = 2.0
-"""Seconds between two looks whether a drained host may work again."""
+OBSTACLE_LOOK_S = 2.0
+"""Seconds between two looks whether a worker may work again that something keeps from the jobs of its pool."""
+_WHY_IT_WAITS = {
+    Obstacle.DRAINED: "Host %(host)s is drained; worker %(name)s takes no jobs.",
+    Obstacle.UNFIT: "No job that waits in pool %(pool)s fits the devices of worker %(name)s: %(device)s.",
+}
 SHUTDOWN_S = 3.0
 """How long the threads have to end once no attempt runs any more; without Redis they would try for ever."""
 
@@ -66,13 +71,15 @@ class PoolWorker:
         self._store = Store.connect(url, lease_s=settings.lease_s, retention=settings.retention)
         self._broker = build_broker(url)
         now = datetime.now(UTC)
-        versions = report_versions(describe_device())
+        gpus = list_gpus()
+        versions = report_versions(describe_device(gpus))
         logger.info("Libraries of this worker:\n%s", format_versions(versions))
         self._info = WorkerInfo(
             name=name,
             host=settings.host,
             pool=pool,
             device=versions.device,
+            gpus=gpus,
             stack=versions.stack,
             started_at=now,
             last_seen_at=now,
@@ -114,7 +121,7 @@ class PoolWorker:
         """Claim the best queued job and run it. A ticket too many finds nothing."""
         with self._looking:
             claim = self._claim(pool)
-            if claim is None and self._waited_while_drained(pool):
+            if claim is None and self._waited_for_its_turn(pool):
                 claim = self._claim(pool)
             if claim is None:
                 return
@@ -137,26 +144,27 @@ class PoolWorker:
         self._pass_on(pool)
         return None
 
-    def _waited_while_drained(self, pool: str) -> bool:
-        """Keep this worker's only thread from taking tickets that a drained host cannot use; other hosts can.
+    def _waited_for_its_turn(self, pool: str) -> bool:
+        """Keep this worker's only thread from taking tickets that it cannot use; others can.
 
         Returns:
-            Whether the host was drained and is no more.
+            Whether something kept it from the pool's jobs and does so no more.
         """
-        waited = False
+        known: Obstacle | None = None
         while not self._stopping.is_set():
             try:
-                drained = self._info.host in self._store.drained()
+                obstacle = self._store.obstacle(pool, self._info)
             except UnavailableError as error:
-                logger.warning("Cannot see whether host %s is drained: %s", self._info.host, error)
+                logger.warning("Cannot see what keeps worker %s from its pool: %s", self._info.name, error)
             else:
-                if not drained:
-                    return waited
-                if not waited:
-                    logger.info("Host %s is drained; worker %s takes no jobs.", self._info.host, self._info.name)
+                if obstacle is None:
+                    return known is not None
+                if obstacle is not known:
+                    logger.info(_WHY_IT_WAITS[obstacle], self._info.model_dump())
+                if known is None:
                     self._pass_on(pool)
-                waited = True
-            self._stopping.wait(DRAINED_LOOK_S)
+                known = obstacle
+            self._stopping.wait(OBSTACLE_LOOK_S)
         return False
 
     def _pass_on(self, pool: str) -> None:

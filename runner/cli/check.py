@@ -41,7 +41,8 @@ def _summary(spec: RunSpec) -> str:
         f"  adapter      r={project.lora.r}, lora_alpha={project.lora.lora_alpha}",
         f"  output       {project.output_directory}",
         f"  pool         {project.compute.pool}"
-        + (f", {project.compute.gpus} GPUs" if project.compute.gpus > 1 else ""),
+        + (f", {project.compute.gpus} GPUs" if project.compute.gpus > 1 else "")
+        + (f", GPU memory of {least:g} GiB at least" if (least := project.compute.min_gpu_memory_gib) else ""),
     ]
     lines += [
         f"  data         {trait.trait_type}: {share.percentage:g} % of {_dataset(spec, share.dataset_id)}"

@@ -1,4 +1,5 @@
--- claim(write, pool, host, worker, lease_us, event): the best queued job of a pool for one worker.
+-- claim(write, pool, host, worker, gpus, gpu_memory_gib, lease_us, event): the best queued job of a pool that suits one
+-- worker.
 local claimed = key("claim", args.write)
 local earlier = redis.call("GET", claimed)
 if earlier then
@@ -16,18 +17,7 @@ if redis.call("SCARD", key("active", args.pool)) >= limit(args.pool, "max_runnin
 end
 
 local now = now_us()
-local newer = nil
-local function suits(job)
-    if is_job(job, args.pool) and not readable(job) then
-        newer = job
-        return false
-    end
-    if not is_job(job, args.pool) or not may_move(job, "running") then
-        return false
-    end
-    return not has_declined(args.host, job)
-end
-local job = first_in_turn(args.pool, suits)
+local job = first_in_turn(args.pool)
 if not job then
     return { newer and "newer" or "none", newer }
 end

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping
@@ -75,6 +76,29 @@ def train(until=10**9, pause=0.02):
             emit("run_interrupted", step=step, checkpoint=str(RUN_DIR / "checkpoints" / f"checkpoint-{step}"))
             sys.exit(3)
 '''
+
+
+FakeDriver = Callable[..., Path]
+
+
+@pytest.fixture
+def fake_driver(tmp_path: Path) -> FakeDriver:
+    """Stand in for `nvidia-smi`, for machines without a GPU: make a folder for PATH that holds a program of that name.
+
+    It answers with what the files `gpu` and `compute-apps` in that folder say at that moment.
+    """
+
+    def make(*memory_mib: int) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="driver-", dir=tmp_path))
+        program = folder / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\nsubject=${{1#--query-}}\nexec cat {folder}/${{subject%%=*}}\n")
+        program.chmod(0o755)
+        lines = [f"{n}, GPU-{folder.name}-{n}, NVIDIA L4, {memory}\n" for n, memory in enumerate(memory_mib)]
+        (folder / "gpu").write_text("".join(lines))
+        (folder / "compute-apps").touch()
+        return folder
+
+    return make
 
 
 Eventually = Callable[..., None]

@@ -45,15 +45,17 @@ def test_checking_a_valid_project_says_so(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.startswith("demo is valid.")
 
 
-def test_checking_tells_how_many_gpus_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    project = (PROJECTS / "demo.toml").read_text().replace("[compute]", "[compute]\ngpus = 4")
+def test_checking_tells_which_gpus_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = (
+        (PROJECTS / "demo.toml").read_text().replace("[compute]", "[compute]\ngpus = 4\nmin_gpu_memory_gib = 22.0")
+    )
     for name, text in (("demo.toml", project), ("datasets.toml", (PROJECTS / "datasets.toml").read_text())):
         (tmp_path / name).write_text(text)
     shutil.copytree(PROJECTS / "data", tmp_path / "data")
 
     assert main(["check", str(tmp_path / "demo.toml")]) == 0
 
-    assert re.search(r"^  pool +\S+, 4 GPUs$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^  pool +\S+, 4 GPUs, GPU memory of 22 GiB at least$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_checking_says_which_rows_only_the_host_can_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

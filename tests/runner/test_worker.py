@@ -63,9 +63,9 @@ class Workers:
     lease_s: float
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, script: Path) -> subprocess.Popen[bytes]:
+    def start(self, script: Path, driver: Path | None = None) -> subprocess.Popen[bytes]:
         environ = {
-            "PATH": os.environ["PATH"],
+            "PATH": f"{driver}:{os.environ['PATH']}" if driver else os.environ["PATH"],
             "REDIS_URL": self.url,
             "QLORA_STATE_DIR": str(self.folder),
             "QLORA_LEASE_S": str(self.lease_s),
@@ -195,6 +195,28 @@ def test_a_drained_worker_leaves_every_ticket_to_others_and_works_again_afterwar
 
     eventually(lambda: workers.state(third) is JobState.SUCCEEDED)
     assert workers.store.get(third).host == "host-1"
+
+
+def test_a_worker_leaves_what_does_not_fit_its_devices_to_others_and_takes_what_does(
+    workers: Workers,
+    child_script: Callable[[str], Path],
+    run_spec: RunSpec,
+    fake_driver: Callable[..., Path],
+    eventually: Eventually,
+) -> None:
+    compute = run_spec.project.compute.model_copy(update={"min_gpu_memory_gib": 40.0})
+    large = run_spec.model_copy(update={"project": run_spec.project.model_copy(update={"compute": compute})})
+    script = child_script("succeed()")
+    workers.start(script, fake_driver(23034))
+    wanting = [workers.submit(large) for _ in range(2)]
+    log = workers.folder / "worker-1.log"
+    eventually(lambda: "fits the devices" in log.read_text())
+
+    small = workers.submit(run_spec)
+    workers.start(script, fake_driver(81559))
+
+    eventually(lambda: {workers.state(job_id) for job_id in (small, *wanting)} == {JobState.SUCCEEDED})
+    assert {workers.store.get(job_id).host for job_id in wanting} == {"host-2"}
 
 
 def test_a_worker_shows_what_it_works_on(
