@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
+from runner.errors import UsageError
 from runner.pools import Gpu
 
 _GPU_QUERY = "index,uuid,name,memory.total"
@@ -47,6 +48,38 @@ def parse_gpus(answer: str) -> tuple[Gpu, ...]:
             memory_mib = int(memory) if memory.strip().isdecimal() else None
             gpus.append(Gpu(index=int(index), uuid=uuid, name=name, memory_mib=memory_mib))
     return tuple(gpus)
+
+
+def choose_gpus(wanted: str, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Find the GPUs that somebody names. Pure.
+
+    Args:
+        wanted: Numbers as in `nvidia-smi`, or the beginnings of ids, separated by commas. Empty or `-1`: none.
+        gpus: The host's.
+
+    Raises:
+        UsageError: It names something that is not there, or one GPU twice.
+    """
+    words = [] if wanted.strip() in {"", "-1"} else [word.strip() for word in wanted.split(",")]
+    chosen, problems = [], []
+    for word in words:
+        named = [gpu for gpu in gpus if word == str(gpu.index) or (word[:4] == "GPU-" and gpu.uuid.startswith(word))]
+        if word.startswith("MIG-"):
+            named = [Gpu(index=None, uuid=word, name="part of a GPU")]
+        if len(named) != 1:
+            problems.append(f"there is {'no' if not named else 'more than one'} GPU {word!r}")
+        elif named[0] in chosen:
+            problems.append(f"{word!r} is named twice")
+        else:
+            chosen.append(named[0])
+    if problems:
+        there = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in gpus) or "none"
+        raise UsageError(
+            f"{wanted!r} does not name devices: {'; '.join(problems)}.",
+            hint=f"The GPUs of this host, as `nvidia-smi` numbers them: {there}."
+            + ("" if gpus else " Without GPUs a worker needs no --devices; any number of them share the cores."),
+        )
+    return tuple(chosen)
 
 
 def ask_driver(subject: str, fields: str) -> str | None:

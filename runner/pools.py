@@ -51,11 +51,16 @@ class Obstacle(StrEnum):
 class Gpu(Record):
     """One GPU of a host, as the driver tells it."""
 
-    index: int
-    """Its number in `nvidia-smi`, which a reboot may change."""
+    index: int | None
+    """Its number in `nvidia-smi`, which a reboot may change; None for a part of a GPU (MIG)."""
     uuid: str
-    """`GPU-…`, its own for good."""
+    """`GPU-…`, its own for good; `MIG-…` for a part."""
     name: str
     """Such as `NVIDIA L4`."""
     memory_mib: int | None = None
     """All of its memory, None where the driver does not say."""
+
+    @property
+    def told(self) -> str:
+        """Number, name and id, for people."""
+        return f"GPU {self.index} ({self.name}, {self.uuid})" if self.index is not None else f"GPU {self.uuid}"

@@ -68,6 +68,17 @@ class RunnerSettings:
     allow_datasets: tuple[str, ...] = ("*",)
     """`QLORA_ALLOW_DATASETS`, default `*`: hub datasets that jobs may read here, likewise."""
     child: ChildLimits = ChildLimits()
+    lock_dir: Path | None = None
+    """`QLORA_LOCK_DIR`, default `<state>/workers`: where the workers of this host see which device is taken. Those with
+    another state folder know of each other only where this is the same for all."""
+    cuda_visible_devices: str | None = None
+    """`CUDA_VISIBLE_DEVICES`: the GPUs of a worker that is not told which, None for all. As numbers, those of
+    `nvidia-smi`."""
+
+    @property
+    def lock_folder(self) -> Path:
+        """Where the lock files of this host's workers lie."""
+        return self.lock_dir or self.state_dir / "workers"
 
 
 LEAST_EVENTS = 100
@@ -142,6 +153,8 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
         host=environ.get("QLORA_HOST") or socket.gethostname(),
         lease_s=_number(environ, "QLORA_LEASE_S", 120.0),
         stop_grace_s=_number(environ, "QLORA_STOP_GRACE_S", 60.0),
+        lock_dir=Path(environ["QLORA_LOCK_DIR"]).absolute() if environ.get("QLORA_LOCK_DIR") else None,
+        cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
         retention=Retention(
             events=_events(environ, "QLORA_KEEP_EVENTS", defaults.events),
             days=_number(environ, "QLORA_KEEP_DAYS", defaults.days, unit="days"),

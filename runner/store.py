@@ -69,8 +69,8 @@ from runner.store_records import (
     outcome_fields,
     progress_fields,
     read_job,
-    written_by_newer,
     worker_arguments,
+    written_by_newer,
 )
 from runner.store_scripts import IllegalMoveError, legal
 from runner.store_switches import StoreSwitches

@@ -11,7 +11,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
@@ -19,16 +22,18 @@ import dramatiq
 import redis
 
 from runner.actors import declare_look_for_work
-from runner.child import Spawn, spawn_training
+from runner.child import Child, Spawn, spawn_training
 from runner.data_copies import tell_differences
-from runner.device import describe_device, list_gpus
+from runner.device import choose_gpus, describe_device, list_gpus
 from runner.embedded_redis import resolve_redis_url
 from runner.errors import UnavailableError
+from runner.former_worker import take_back
 from runner.jobs import WorkerInfo
-from runner.pools import Obstacle
+from runner.pools import Gpu, Obstacle
 from runner.queue import build_broker, issue_ticket, queue_name
 from runner.reconciler import Reconciler, look_every_s
 from runner.settings import RunnerSettings
+from runner.slots import AttemptNote, Slots, take_slots
 from runner.standby import spawning
 from runner.store import Claim, Store
 from runner.supervisor import AttemptEnd, run_attempt
@@ -56,22 +61,34 @@ class PoolWorker:
         url: Where Redis is.
         pool: Whose jobs it runs.
         name: Unique among live workers.
+        gpus: Its devices, none where it trains on the CPU.
+        slots: Its locks on this host, which also hold what it works on; None to do without.
         spawn: Starts children; the training itself unless a test puts something else in its place.
 
     Raises:
         UnavailableError: Redis does not answer.
     """
 
-    def __init__(self, settings: RunnerSettings, url: str, *, pool: str, name: str, spawn: Spawn | None = None) -> None:
+    def __init__(
+        self,
+        settings: RunnerSettings,
+        url: str,
+        *,
+        pool: str,
+        name: str,
+        gpus: Sequence[Gpu] = (),
+        slots: Slots | None = None,
+        spawn: Spawn | None = None,
+    ) -> None:
         self._settings = settings
-        self._spawn = spawn or spawn_training(settings)
+        self._slots = slots
+        self._spawn = self._noting_children(spawn or spawn_training(settings))
         self._stopping = threading.Event()
         self._stop_asked = False
         self._looking = threading.Lock()
         self._store = Store.connect(url, lease_s=settings.lease_s, retention=settings.retention)
         self._broker = build_broker(url)
         now = datetime.now(UTC)
-        gpus = list_gpus()
         versions = report_versions(describe_device(gpus))
         logger.info("Libraries of this worker:\n%s", format_versions(versions))
         self._info = WorkerInfo(
@@ -79,7 +96,7 @@ class PoolWorker:
             host=settings.host,
             pool=pool,
             device=versions.device,
-            gpus=gpus,
+            gpus=tuple(gpus),
             stack=versions.stack,
             started_at=now,
             last_seen_at=now,
@@ -101,6 +118,7 @@ class PoolWorker:
         """Work until `stop`: then a running job writes its checkpoint and goes back to the queue."""
         announcer = threading.Thread(target=self._announce, name="announcer", daemon=True)
         reconciler = Reconciler(self._store, self._broker)
+        self._take_back()
         announcer.start()
         self._dramatiq.start()
         reconciler.start()
@@ -126,10 +144,13 @@ class PoolWorker:
             if claim is None:
                 return
             self._set_job(claim.job.id)
+            self._note(AttemptNote(job_id=claim.job.id, token=claim.token))
             try:
                 end = run_attempt(self._store, claim, self._settings, stopping=self._stopping, spawn=self._spawn)
             finally:
                 self._set_job(None)
+            if end is not AttemptEnd.LOST:  # Else it may be that nobody could be told, and the next worker tells.
+                self._note(None)
             if end in {AttemptEnd.REQUEUED, AttemptEnd.DECLINED}:
                 self._pass_on(pool)
 
@@ -173,6 +194,30 @@ class PoolWorker:
             issue_ticket(self._broker, pool)
         except UnavailableError as error:
             logger.warning("No ticket for pool %s could be issued, a reconciler will: %s", pool, error)
+
+    def _take_back(self) -> None:
+        """Before anything else: what the worker before us on this device was at when it died."""
+        while self._slots is not None and self._slots.left and not self._stop_asked:
+            try:
+                take_back(self._slots, self._store)
+            except UnavailableError as error:
+                logger.warning("The job of the worker that died here cannot be taken back yet: %s", error)
+                time.sleep(CLAIM_RETRY_S)
+
+    def _note(self, attempt: AttemptNote | None) -> None:
+        if self._slots is not None:
+            self._slots.note_attempt(attempt)
+
+    def _noting_children(self, spawn: Spawn) -> Spawn:
+        """For the next worker on this device: it gives the job back only when these processes are gone."""
+
+        def noting(run_dir: Path) -> Child:
+            child = spawn(run_dir)
+            if self._slots is not None:
+                self._slots.note_child(child.pid)
+            return child
+
+        return noting
 
     def _set_job(self, job_id: str | None) -> None:
         self._info = self._info.model_copy(update={"job_id": job_id})
@@ -220,23 +265,53 @@ class PoolWorker:
         self._store.close()
 
 
-def run_worker(settings: RunnerSettings, *, pool: str, name: str | None = None, spawn: Spawn | None = None) -> int:
+def run_worker(
+    settings: RunnerSettings,
+    *,
+    pool: str,
+    name: str | None = None,
+    devices: str | None = None,
+    spawn: Spawn | None = None,
+) -> int:
     """Run a worker in this process until SIGTERM or SIGINT; a second one ends it at once. For the main thread only.
+
+    Args:
+        settings: Folders and patience of this host.
+        pool: Whose jobs it runs.
+        name: How reports call it; host and process id when absent.
+        devices: Which GPUs it has, as `runner.device.choose_gpus` reads them; when absent those of
+            `CUDA_VISIBLE_DEVICES`, else all.
+        spawn: As in `PoolWorker`.
 
     Returns:
         The exit status.
 
     Raises:
-        UnavailableError: The libraries of this host cannot train (`stack-unusable`); Redis cannot be found, or does not
-            answer.
+        UsageError: There are no such devices.
+        UnavailableError: The libraries of this host cannot train (`stack-unusable`); another worker has one of the
+            devices (`device-taken`) or the name (`name-taken`); Redis cannot be found, or does not answer.
     """
     require_working_stack()
-    url = resolve_redis_url(settings)
-    with spawning(settings, spawn) as ready_spawn:
-        worker = PoolWorker(settings, url, pool=pool, name=name or f"{settings.host}:{os.getpid()}", spawn=ready_spawn)
-        _end_on_signals(worker)
-        worker.run()
+    gpus = _pin_devices(devices, settings)
+    called = name or f"{settings.host}:{os.getpid()}"
+    with closing(take_slots(settings.lock_folder, settings.host, called, gpus=gpus, name=name)) as slots:
+        url = resolve_redis_url(settings)
+        with spawning(settings, spawn) as ready_spawn:
+            worker = PoolWorker(settings, url, pool=pool, name=called, gpus=gpus, slots=slots, spawn=ready_spawn)
+            _end_on_signals(worker)
+            worker.run()
     return 0
+
+
+def _pin_devices(devices: str | None, settings: RunnerSettings) -> tuple[Gpu, ...]:
+    """Choose this process's GPUs, and let whatever it starts see only these."""
+    here = list_gpus()
+    wanted = devices if devices is not None else settings.cuda_visible_devices if here else None
+    chosen = here if wanted is None else choose_gpus(wanted, here)
+    if here:
+        # By id: CUDA numbers GPUs by speed, the driver's tool by their place.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in chosen)
+    return chosen
 
 
 def _end_on_signals(worker: PoolWorker) -> None:
@@ -245,7 +320,8 @@ def _end_on_signals(worker: PoolWorker) -> None:
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         nonlocal stop_asked
         if stop_asked:
-            # The child goes with us (`runner.child`), and its job comes back when the lease has run out.
+            # The child goes with us (`runner.child`). Its job comes back with the next worker on this device, or when
+            # the lease has run out.
             os._exit(1)
         stop_asked = True
         worker.stop()

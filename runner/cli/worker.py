@@ -1,4 +1,4 @@
-"""`worker [--pool P] [--name N]`: take jobs from a pool's queue and run them on this host, until SIGTERM or Ctrl-C."""
+"""`worker [--pool P] [--name N] [--devices 0,1]`: take a pool's jobs and run them here, until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("--pool", default="gpu", help="whose jobs to take; projects name it in [compute], default: gpu")
     parser.add_argument("--name", help="how reports call this worker, unique among live ones; default: HOST:PID")
+    parser.add_argument(
+        "--devices",
+        metavar="0,1",
+        help="the GPUs it has for itself, numbered as by nvidia-smi; default: those of CUDA_VISIBLE_DEVICES, else all",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,4 +30,4 @@ def run(arguments: argparse.Namespace) -> int:
             hint="Use 1 to 40 lower-case letters, digits, - and _, starting with a letter or digit.",
         )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return run_worker(load_settings(), pool=arguments.pool, name=arguments.name)
+    return run_worker(load_settings(), pool=arguments.pool, name=arguments.name, devices=arguments.devices)

@@ -1,5 +1,5 @@
--- expire(write, job, requeued, cancelled, poisoned, exhausted, poison_losses, most_losses): the reconciler calls an
--- attempt dead, if its lease has really run out.
+-- expire(write, job, token, requeued, cancelled, poisoned, exhausted, poison_losses, most_losses): the reconciler calls an
+-- attempt dead, if its lease has really run out; or, with its token, whoever knows that its worker is dead.
 if not is_job(args.job) then
     redis.call("ZREM", key("leases"), args.job)
     return { "lost" }
@@ -7,9 +7,15 @@ end
 if done_before(args.job) then
     return record(args.job)
 end
-local lease = redis.call("ZSCORE", key("leases"), args.job)
-if not lease or tonumber(lease) > now_us() then
-    return { "lost" }
+if args.token then
+    if not owns(args.job, args.token) then
+        return { "lost" }
+    end
+else
+    local lease = redis.call("ZSCORE", key("leases"), args.job)
+    if not lease or tonumber(lease) > now_us() then
+        return { "lost" }
+    end
 end
 if not readable(args.job) then
     return { "newer" }

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -23,6 +23,8 @@ from runner.errors import SpecError
 from runner.process_group import EVENTS_FD
 from runner.projects import load_project
 from runner.settings import RunnerSettings, load_settings
+from runner.store import Store
+from tests.runner.worker_processes import Workers, worker_processes
 
 # For `make chaos`: pytest --hypothesis-profile=chaos
 hypothesis_settings.register_profile("chaos", max_examples=500, stateful_step_count=100, print_blob=True)
@@ -182,6 +184,21 @@ def settings(tmp_path: Path) -> RunnerSettings:
     return dataclasses.replace(
         load_settings({}), output_root=tmp_path / "outputs", state_dir=tmp_path / "state", host="host-a"
     )
+
+
+@pytest.fixture
+def workers(store: Store, valkey_url: str, tmp_path: Path) -> Iterator[Workers]:
+    assert store.queue_lengths() == {}
+    with worker_processes(valkey_url, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def hasty_workers(store: Store, valkey_url: str, tmp_path: Path) -> Iterator[Workers]:
+    """Workers whose leases run out within three seconds."""
+    assert store.queue_lengths() == {}
+    with worker_processes(valkey_url, tmp_path, lease_s=3.0) as running:
+        yield running
 
 
 CATALOG = """\

@@ -4,123 +4,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dramatiq.brokers.redis import RedisBroker
 
 from runner.embedded_redis import EmbeddedRedis
 from runner.jobs import JobState
-from runner.queue import build_broker, issue_ticket, tickets_waiting
+from runner.queue import issue_ticket, tickets_waiting
 from runner.settings import load_settings
 from runner.spec import RunSpec
 from runner.store import Store
 from runner.versions import format_versions, report_versions
 from runner.worker import PoolWorker
+from tests.runner.worker_processes import RESUMING, Workers, worker_processes
 
 Eventually = Callable[..., None]
 IsGone = Callable[[int], bool]
-
-# A worker as it is in production, but for what it starts as a child.
-WORKER = """
-import logging, sys
-from runner.child import Child, EVENTS_FD, child_environment
-from runner.settings import load_settings
-from runner.worker import run_worker
-
-logging.basicConfig(level=logging.INFO)
-settings = load_settings()
-
-def spawn(run_dir):
-    command = [sys.executable, {script!r}, str(run_dir), "--events-fd", str(EVENTS_FD)]
-    return Child(command, run_dir, environ=child_environment(settings))
-
-sys.exit(run_worker(settings, pool="cpu", spawn=spawn))
-"""
-RESUMING = """
-done = max([int(path.parent.name.split("-")[1]) for path in RUN_DIR.parent.glob("attempt-*/checkpoints/*/complete")],
-           default=0)
-emit("training_started", total_steps=100, resumed_from_step=done, trainable_parameters=1)
-if done:
-    succeed()
-(RUN_DIR / "pid").write_text(str(os.getpid()))
-checkpoint(5)
-train()
-"""
-
-
-@dataclass
-class Workers:
-    """Worker processes on one machine, and the store that they share."""
-
-    store: Store
-    broker: RedisBroker
-    url: str
-    folder: Path
-    lease_s: float
-    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def start(self, script: Path, driver: Path | None = None) -> subprocess.Popen[bytes]:
-        environ = {
-            "PATH": f"{driver}:{os.environ['PATH']}" if driver else os.environ["PATH"],
-            "REDIS_URL": self.url,
-            "QLORA_STATE_DIR": str(self.folder),
-            "QLORA_LEASE_S": str(self.lease_s),
-            "QLORA_HOST": f"host-{len(self.running) + 1}",
-        }
-        log = (self.folder / f"worker-{len(self.running) + 1}.log").open("wb")
-        with log:
-            worker = subprocess.Popen(
-                [sys.executable, "-c", WORKER.format(script=str(script))], env=environ, stdout=log, stderr=log
-            )
-        self.running.append(worker)
-        return worker
-
-    def submit(self, spec: RunSpec, *, ticket: bool = True) -> str:
-        job = self.store.submit(spec, submitted_by="UANN", origin={}, request_id=os.urandom(4).hex())
-        if ticket:
-            issue_ticket(self.broker, job.pool)
-        return job.id
-
-    def state(self, job_id: str) -> JobState:
-        return self.store.get(job_id).state
-
-    def kinds(self, job_id: str) -> list[str]:
-        return [stored.event.kind for stored in self.store.events(job_id)]
-
-
-@contextmanager
-def worker_processes(url: str, folder: Path, lease_s: float = 120.0) -> Iterator[Workers]:
-    broker = build_broker(url)
-    workers = Workers(Store.connect(url, lease_s=lease_s), broker, url, folder, lease_s)
-    try:
-        yield workers
-    finally:
-        for worker in workers.running:
-            if worker.poll() is None:
-                worker.kill()
-            worker.wait()
-        broker.close()
-        broker.client.close()
-        workers.store.close()
-
-
-@pytest.fixture
-def workers(store: Store, valkey_url: str, tmp_path: Path) -> Iterator[Workers]:
-    assert store.queue_lengths() == {}
-    with worker_processes(valkey_url, tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def hasty_workers(store: Store, valkey_url: str, tmp_path: Path) -> Iterator[Workers]:
-    """Workers whose leases run out within three seconds."""
-    assert store.queue_lengths() == {}
-    with worker_processes(valkey_url, tmp_path, lease_s=3.0) as running:
-        yield running
 
 
 def test_a_worker_runs_a_job_for_a_ticket(
@@ -207,13 +107,13 @@ def test_a_worker_leaves_what_does_not_fit_its_devices_to_others_and_takes_what_
     compute = run_spec.project.compute.model_copy(update={"min_gpu_memory_gib": 40.0})
     large = run_spec.model_copy(update={"project": run_spec.project.model_copy(update={"compute": compute})})
     script = child_script("succeed()")
-    workers.start(script, fake_driver(23034))
+    workers.start(script, driver=fake_driver(23034))
     wanting = [workers.submit(large) for _ in range(2)]
     log = workers.folder / "worker-1.log"
     eventually(lambda: "fits the devices" in log.read_text())
 
     small = workers.submit(run_spec)
-    workers.start(script, fake_driver(81559))
+    workers.start(script, driver=fake_driver(81559))
 
     eventually(lambda: {workers.state(job_id) for job_id in (small, *wanting)} == {JobState.SUCCEEDED})
     assert {workers.store.get(job_id).host for job_id in wanting} == {"host-2"}
