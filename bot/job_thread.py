@@ -17,6 +17,7 @@ from bot.story import Story, tell
 from runner.errors import JobError
 from runner.event_lines import StoredEvent
 from runner.events import JobQueued, MetricsLogged
+from runner.jobs import why_none_takes
 from runner.store import Store
 
 EDIT_EVERY_S = 3.0
@@ -222,8 +223,10 @@ class JobThread:
     def _milestone(self, story: Story, stored: StoredEvent) -> Message | None:
         if not isinstance(stored.event, JobQueued):
             return render_milestone(story, stored)
-        served = bool(self._store.workers(story.record.pool))
-        return render_milestone(story, stored, pool_is_served=served, frozen=self._store.frozen())
+        workers = self._store.workers(story.record.pool)
+        kept = why_none_takes(story.record.spec.project.compute, workers)
+        frozen = self._store.frozen()
+        return render_milestone(story, stored, pool_is_served=bool(workers), frozen=frozen, kept=kept)
 
     def _edit_both(self, channel: str, root_ts: str) -> float | None:
         """Bring the edited messages up to date, or say in how many seconds that is possible."""

@@ -13,7 +13,7 @@ from bot.story import Story, tell_all
 from runner.data_copies import with_data_copies
 from runner.errors import UnavailableError, UsageError
 from runner.job_names import find_job
-from runner.jobs import ACTIVE_STATES, JobRecord, JobState, WorkerInfo
+from runner.jobs import ACTIVE_STATES, JobRecord, JobState, WorkerInfo, why_none_takes
 from runner.pools import Drain, Freeze
 from runner.projects import ProjectListing, list_projects, load_project
 from runner.store import Store
@@ -54,6 +54,8 @@ class Started:
     pool_is_served: bool
     frozen: Freeze | None = None
     """Why nothing new starts at present, None while jobs do start."""
+    kept: str | None = None
+    """Why no live worker takes it, None where one does when its turn comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +191,9 @@ class Service:
         except UnavailableError as error:
             # The job stands; the reconciler issues what is missing.
             _log.warning("%s: no ticket yet: %s", job.id, error.message)
-        served = bool(self._store.workers(job.pool))
-        return Started(job, self._store.position(job.id), served, self._store.frozen())
+        workers = self._store.workers(job.pool)
+        kept = why_none_takes(job.spec.project.compute, workers)
+        return Started(job, self._store.position(job.id), bool(workers), self._store.frozen(), kept)
 
     def stop(self, command: Stop, request: Request) -> StopAnswer:
         """Cancel a waiting job, or ask a running one to stop. Asking again changes nothing.

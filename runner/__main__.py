@@ -25,6 +25,7 @@ VERBS = {
     "merge": "merge an adapter into its base model's 16-bit weights",
     "push": "upload an adapter or a merged model to a model hub",
     "worker": "take jobs from the queue and run them on this host",
+    "hosts": "list the live workers with devices, room, state and what keeps them from jobs",
     "jobs": "list the latest jobs",
     "job": "say where one job stands",
     "logs": "show the end of what a job has printed, on its host",

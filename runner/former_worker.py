@@ -41,6 +41,7 @@ def take_back(slots: Slots, store: Store) -> None:
             )
             continue
         job = store.take_back(left.job_id, left.token)
+        store.withdraw(left.worker)
         if job is not None:
             logger.warning("Job %s of the worker that died here is taken back: it is %s.", job.id, job.state)
     slots.forget_left()

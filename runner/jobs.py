@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from runner.pools import Gpu
+from runner.pools import Gpu, Hindrance, Obstacle
 from runner.reports import Phase, Record, RunSummary
 from runner.spec import Compute, RunSpec
 
 JOB_ID = r"^[a-z0-9][a-z0-9_-]{0,79}$"
 """It names a folder."""
 Priority = Literal["low", "normal", "high"]
+WorkerState = Literal["idle", "working", "draining", "drained", "checking", "unhealthy", "gpu-busy"]
 
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
@@ -36,12 +38,13 @@ class JobState(StrEnum):
     lost host. Out: a worker's claim, or a stop. A crash of anything leaves it queued; a lost ticket is issued again."""
     RUNNING = "running"
     """An attempt holds its lease. In: a worker's claim. Out: the attempt's end; its worker, which gives it back; a
-    stop; or, after a crash that nobody was left to tell of, the reconciler once the lease has run out: it queues the
-    job again, or fails it when it has lost `POISON_LOSSES` hosts in one place or `MOST_LOSSES` in all."""
+    stop; or, after a crash that nobody was left to tell of, the next worker on the same device at once, or the
+    reconciler once the lease has run out: they queue the job again, or fail it when it has lost `POISON_LOSSES` hosts
+    in one place or `MOST_LOSSES` in all."""
     STOPPING = "stopping"
     """Somebody asked the running attempt to stop; its child writes a checkpoint and ends. In: a stop of bot or shell.
-    Out: the attempt's end, whichever it is. After a crash the reconciler ends the job as cancelled, once the lease has
-    run out."""
+    Out: the attempt's end, whichever it is. After a crash the next worker on the same device, or the reconciler, ends
+    the job as cancelled."""
     SUCCEEDED = "succeeded"
     """The verified adapter is published. In: the end of the attempt that holds the job. Final. After a
     crash between publishing and telling the job is queued again, and its next attempt tells what was published."""
@@ -145,6 +148,14 @@ class JobRecord(Record):
         return self.state in FINAL_STATES
 
 
+_STATES: dict[Obstacle, WorkerState] = {
+    Obstacle.CHECKING: "checking",
+    Obstacle.UNHEALTHY: "unhealthy",
+    Obstacle.GPU_BUSY: "gpu-busy",
+}
+"""What keeps a worker from all jobs, of whatever pool and need, until its host has changed."""
+
+
 class WorkerInfo(Record):
     """A worker as it announces itself; gone from the list when it stops renewing."""
 
@@ -165,11 +176,31 @@ class WorkerInfo(Record):
     last_seen_at: AwareDatetime
     job_id: str | None = None
     """What it works on, None when idle."""
+    hindrance: Hindrance | None = None
+    """What keeps it from taking jobs, None when nothing does."""
+    disk_free_bytes: int | None = None
+    """Left under its output root, None where it cannot be reached."""
+    memory_bytes: int | None = None
+    """All memory of its host."""
+    memory_free_bytes: int | None = None
+    """What processes there may still take."""
 
     @property
     def gpu_memory_gib(self) -> float:
         """Memory of its smallest GPU, 0 where the driver does not say."""
         return min((gpu.memory_mib or 0 for gpu in self.gpus), default=0) / 1024
+
+    def state(self, drained: Collection[str]) -> WorkerState:
+        """What it does, in a word.
+
+        Args:
+            drained: Hosts that take no new jobs.
+        """
+        if self.job_id is not None:
+            return "draining" if self.host in drained else "working"
+        if self.hindrance is not None and self.hindrance.obstacle in _STATES:
+            return _STATES[self.hindrance.obstacle]
+        return "drained" if self.host in drained else "idle"
 
     def fits(self, compute: Compute) -> bool:
         """Whether its devices suffice for a job: the rule of `lua/common.lua`, where claims follow it."""
@@ -178,3 +209,23 @@ class WorkerInfo(Record):
             # There `gpus` are processes that share its cores.
             return not wanted
         return compute.gpus <= len(self.gpus) and wanted <= self.gpu_memory_gib
+
+
+def why_none_takes(compute: Compute, workers: Collection[WorkerInfo]) -> str | None:
+    """Say why none of the live workers of its pool takes a job; None where one does when its turn comes.
+
+    Args:
+        compute: What the job needs.
+        workers: Those of its pool; where there are none at all, that is for others to say.
+    """
+    fitting = [worker for worker in workers if worker.fits(compute)]
+    if workers and not fitting:
+        least = f" with {compute.min_gpu_memory_gib:g} GiB of memory" if compute.min_gpu_memory_gib else ""
+        each = f"{compute.gpus} GPUs{f'{least} each' if least else ''}" if compute.gpus > 1 else f"a GPU{least}"
+        devices = ", ".join(sorted({worker.device for worker in workers}))
+        return f"No live worker of pool {compute.pool} has what it needs, {each}. There are: {devices}."
+    away = [worker for worker in fitting if worker.state(()) in {"unhealthy", "gpu-busy"}]
+    if away and len(away) == len(fitting):
+        told = "; ".join(f"{worker.name}: {worker.hindrance.why}" for worker in away if worker.hindrance is not None)
+        return f"No worker of pool {compute.pool} can take jobs at present. {told}"
+    return None

@@ -45,7 +45,21 @@ class Obstacle(StrEnum):
     DRAINED = "drained"
     """Its host is drained."""
     UNFIT = "unfit"
-    """Jobs wait, and its devices suffice for none of them."""
+    """Jobs wait, and none of them suits it: mostly its devices do not suffice."""
+    CHECKING = "checking"
+    """It has just started and tries itself out."""
+    UNHEALTHY = "unhealthy"
+    """Something on its host has to be mended first."""
+    GPU_BUSY = "gpu-busy"
+    """Somebody else uses its GPU."""
+
+
+class Hindrance(Record):
+    """An obstacle and what is known about it."""
+
+    obstacle: Obstacle
+    why: str
+    """In sentences, with what to do where that is known."""
 
 
 class Gpu(Record):

@@ -75,6 +75,11 @@ class RunnerSettings:
     """`CUDA_VISIBLE_DEVICES`: the GPUs of a worker that is not told which, None for all. As numbers, those of
     `nvidia-smi`."""
 
+    min_free_disk_gib: float = 1.0
+    """`QLORA_MIN_FREE_DISK_GIB`: below so much free disk under the output root a worker takes no jobs."""
+    canary_retry_s: float = 300.0
+    """`QLORA_CANARY_RETRY_S`: seconds after which a host whose canary failed is tried again."""
+
     @property
     def lock_folder(self) -> Path:
         """Where the lock files of this host's workers lie."""
@@ -155,6 +160,8 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
         stop_grace_s=_number(environ, "QLORA_STOP_GRACE_S", 60.0),
         lock_dir=Path(environ["QLORA_LOCK_DIR"]).absolute() if environ.get("QLORA_LOCK_DIR") else None,
         cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
+        min_free_disk_gib=_number(environ, "QLORA_MIN_FREE_DISK_GIB", 1.0, unit="GiB"),
+        canary_retry_s=_number(environ, "QLORA_CANARY_RETRY_S", 300.0),
         retention=Retention(
             events=_events(environ, "QLORA_KEEP_EVENTS", defaults.events),
             days=_number(environ, "QLORA_KEEP_DAYS", defaults.days, unit="days"),

@@ -36,6 +36,8 @@ _LOCKED = {errno.EAGAIN, errno.EACCES}
 class AttemptNote(Record):
     """What a worker works on, as it leaves it for the next one on the same device."""
 
+    worker: str
+    """How reports call that worker."""
     job_id: str
     token: int
     """The attempt's fencing token."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from uuid import uuid4
@@ -22,6 +23,7 @@ import dramatiq
 import redis
 
 from runner.actors import declare_look_for_work
+from runner.canary import Canary, TryOut, train_one_step
 from runner.child import Child, Spawn, spawn_training
 from runner.data_copies import tell_differences
 from runner.device import choose_gpus, describe_device, list_gpus
@@ -29,8 +31,9 @@ from runner.embedded_redis import resolve_redis_url
 from runner.errors import UnavailableError
 from runner.former_worker import take_back
 from runner.jobs import WorkerInfo
-from runner.pools import Gpu, Obstacle
+from runner.pools import Gpu, Hindrance, Obstacle
 from runner.queue import build_broker, issue_ticket, queue_name
+from runner.readiness import Readiness, memory_bytes
 from runner.reconciler import Reconciler, look_every_s
 from runner.settings import RunnerSettings
 from runner.slots import AttemptNote, Slots, take_slots
@@ -45,9 +48,9 @@ POLL_S = 0.1
 CLAIM_RETRY_S = 1.0
 OBSTACLE_LOOK_S = 2.0
 """Seconds between two looks whether a worker may work again that something keeps from the jobs of its pool."""
-_WHY_IT_WAITS = {
-    Obstacle.DRAINED: "Host %(host)s is drained; worker %(name)s takes no jobs.",
-    Obstacle.UNFIT: "No job that waits in pool %(pool)s fits the devices of worker %(name)s: %(device)s.",
+_WHY = {
+    Obstacle.DRAINED: "Host {host} is drained.",
+    Obstacle.UNFIT: "No job that waits in pool {pool} fits the devices here ({device}), or this host declined it.",
 }
 SHUTDOWN_S = 3.0
 """How long the threads have to end once no attempt runs any more; without Redis they would try for ever."""
@@ -64,6 +67,7 @@ class PoolWorker:
         gpus: Its devices, none where it trains on the CPU.
         slots: Its locks on this host, which also hold what it works on; None to do without.
         spawn: Starts children; the training itself unless a test puts something else in its place.
+        try_out: What its host has to pass before it takes a job, None for nothing.
 
     Raises:
         UnavailableError: Redis does not answer.
@@ -79,6 +83,7 @@ class PoolWorker:
         gpus: Sequence[Gpu] = (),
         slots: Slots | None = None,
         spawn: Spawn | None = None,
+        try_out: TryOut | None = None,
     ) -> None:
         self._settings = settings
         self._slots = slots
@@ -98,10 +103,19 @@ class PoolWorker:
             device=versions.device,
             gpus=tuple(gpus),
             stack=versions.stack,
+            memory_bytes=memory_bytes(),
             started_at=now,
             last_seen_at=now,
         )
         self._changed = threading.Event()
+        self._readiness = Readiness(settings, gpus)
+        if try_out is not None:
+            self._readiness.canary = Canary(
+                try_out,
+                retry_s=settings.canary_retry_s,
+                may_begin=self._readiness.gpus_are_free,
+                changed=self._changed.set,
+            )
         self._leaving = False
         declare_look_for_work(self._broker, pool, self.look_for_work)
         self._dramatiq = dramatiq.Worker(self._broker, queues={queue_name(pool)}, worker_threads=1)
@@ -119,6 +133,8 @@ class PoolWorker:
         announcer = threading.Thread(target=self._announce, name="announcer", daemon=True)
         reconciler = Reconciler(self._store, self._broker)
         self._take_back()
+        if self._readiness.canary is not None:
+            self._readiness.canary.start()
         announcer.start()
         self._dramatiq.start()
         reconciler.start()
@@ -128,6 +144,8 @@ class PoolWorker:
                 time.sleep(POLL_S)
         finally:
             self._stopping.set()
+            if self._readiness.canary is not None:
+                self._readiness.canary.close()
             logger.info("Worker %s stops.", self._info.name)
             with self._looking:  # Held by whoever runs a job, which ends soon now.
                 pass
@@ -138,13 +156,11 @@ class PoolWorker:
     def look_for_work(self, pool: str) -> None:
         """Claim the best queued job and run it. A ticket too many finds nothing."""
         with self._looking:
-            claim = self._claim(pool)
-            if claim is None and self._waited_for_its_turn(pool):
-                claim = self._claim(pool)
+            claim = self._claim_when_ready(pool)
             if claim is None:
                 return
             self._set_job(claim.job.id)
-            self._note(AttemptNote(job_id=claim.job.id, token=claim.token))
+            self._note(AttemptNote(worker=self._info.name, job_id=claim.job.id, token=claim.token))
             try:
                 end = run_attempt(self._store, claim, self._settings, stopping=self._stopping, spawn=self._spawn)
             finally:
@@ -162,31 +178,55 @@ class PoolWorker:
             except UnavailableError as error:
                 logger.warning("Cannot look for work: %s", error)
                 self._stopping.wait(CLAIM_RETRY_S)
-        self._pass_on(pool)
         return None
 
-    def _waited_for_its_turn(self, pool: str) -> bool:
-        """Keep this worker's only thread from taking tickets that it cannot use; others can.
+    def _claim_when_ready(self, pool: str) -> Claim | None:
+        """Claim a job as soon as nothing keeps this worker from it; None where there is none for anybody.
 
-        Returns:
-            Whether something kept it from the pool's jobs and does so no more.
+        Until then this worker's only thread takes no tickets; others can use them.
         """
-        known: Obstacle | None = None
+        held = False
+        while not self._stopping.is_set():
+            hindrance = self._readiness.hindrance() or (self._kept_from(pool) if held else None)
+            if hindrance is None:
+                claim = self._claim(pool)
+                if claim is not None:
+                    self._tell_hindrance(None)
+                    return claim
+                hindrance = self._kept_from(pool)
+            self._tell_hindrance(hindrance)
+            if hindrance is None:
+                return None
+            if not held:
+                self._pass_on(pool)
+            held = True
+            self._stopping.wait(OBSTACLE_LOOK_S)
+        if not held:
+            self._pass_on(pool)
+        return None
+
+    def _kept_from(self, pool: str) -> Hindrance | None:
+        """What the store knows to keep this worker from the jobs of its pool."""
         while not self._stopping.is_set():
             try:
                 obstacle = self._store.obstacle(pool, self._info)
             except UnavailableError as error:
                 logger.warning("Cannot see what keeps worker %s from its pool: %s", self._info.name, error)
+                self._stopping.wait(OBSTACLE_LOOK_S)
             else:
                 if obstacle is None:
-                    return known is not None
-                if obstacle is not known:
-                    logger.info(_WHY_IT_WAITS[obstacle], self._info.model_dump())
-                if known is None:
-                    self._pass_on(pool)
-                known = obstacle
-            self._stopping.wait(OBSTACLE_LOOK_S)
-        return False
+                    return None
+                return Hindrance(obstacle=obstacle, why=_WHY[obstacle].format_map(self._info.model_dump()))
+        return None
+
+    def _tell_hindrance(self, hindrance: Hindrance | None) -> None:
+        if hindrance != self._info.hindrance:
+            if hindrance is not None:
+                logger.warning("Worker %s takes no jobs: %s", self._info.name, hindrance.why)
+            else:
+                logger.info("Worker %s takes jobs again.", self._info.name)
+            self._info = self._info.model_copy(update={"hindrance": hindrance})
+            self._changed.set()
 
     def _pass_on(self, pool: str) -> None:
         """Let another worker look, at once and not only when a reconciler notices."""
@@ -227,9 +267,14 @@ class PoolWorker:
         """Keep this worker on the list of live ones, and take it off when it leaves."""
         while not self._leaving:
             try:
-                self._store.announce(self._info.model_copy(update={"last_seen_at": datetime.now(UTC)}))
+                self._look_at_the_host()
+                now = {"last_seen_at": datetime.now(UTC), **self._readiness.measurements()}
+                self._store.announce(self._info.model_copy(update=now))
             except UnavailableError as error:
                 logger.warning("Worker %s cannot announce itself: %s", self._info.name, error)
+            except Exception:
+                # A bug of ours; unseen a worker is worth little, but what it trains is.
+                logger.exception("Worker %s cannot announce itself.", self._info.name)
             try:
                 self._readmit()
             except UnavailableError as error:
@@ -249,6 +294,14 @@ class PoolWorker:
                 logger.info("The data of job %s are here now.", job.id)
                 self._store.readmit(job.id, self._info.host)
                 self._pass_on(job.pool)
+
+    def _look_at_the_host(self) -> None:
+        """Find out what keeps an idle worker from jobs before one comes, so that people see it in time."""
+        if self._looking.acquire(blocking=False):  # Else a job runs, or somebody looks already.
+            try:
+                self._tell_hindrance(self._readiness.hindrance())
+            finally:
+                self._looking.release()
 
     def _end(self, announcer: threading.Thread, reconciler: Reconciler) -> None:
         deadline = time.monotonic() + SHUTDOWN_S
@@ -272,6 +325,7 @@ def run_worker(
     name: str | None = None,
     devices: str | None = None,
     spawn: Spawn | None = None,
+    canary: bool = False,
 ) -> int:
     """Run a worker in this process until SIGTERM or SIGINT; a second one ends it at once. For the main thread only.
 
@@ -282,6 +336,7 @@ def run_worker(
         devices: Which GPUs it has, as `runner.device.choose_gpus` reads them; when absent those of
             `CUDA_VISIBLE_DEVICES`, else all.
         spawn: As in `PoolWorker`.
+        canary: Whether it takes jobs only once it has trained one step of a tiny model.
 
     Returns:
         The exit status.
@@ -296,8 +351,11 @@ def run_worker(
     called = name or f"{settings.host}:{os.getpid()}"
     with closing(take_slots(settings.lock_folder, settings.host, called, gpus=gpus, name=name)) as slots:
         url = resolve_redis_url(settings)
+        try_out = partial(train_one_step, settings, called) if canary else None
         with spawning(settings, spawn) as ready_spawn:
-            worker = PoolWorker(settings, url, pool=pool, name=called, gpus=gpus, slots=slots, spawn=ready_spawn)
+            worker = PoolWorker(
+                settings, url, pool=pool, name=called, gpus=gpus, slots=slots, spawn=ready_spawn, try_out=try_out
+            )
             _end_on_signals(worker)
             worker.run()
     return 0

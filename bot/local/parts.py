@@ -27,7 +27,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "redis": ("runner", "redis"),
     "workspace": ("bot.workspace",),
     "bot": ("bot",),
-    "runner": ("runner", "worker", "--pool", "local"),
+    # Without a canary: on the cores that it would take the first job trains already, on the very same tiny model.
+    "runner": ("runner", "worker", "--pool", "local", "--no-canary"),
 }
 """Module and arguments of each part, in the order they are started; they are stopped in the opposite one."""
 

@@ -9,7 +9,7 @@ from bot.commands import EXAMPLES, USAGE
 from bot.render.message import Message, compose, compose_with_table
 from bot.render.progress import describe_metrics
 from bot.render.text import bar, code, count, duration, escape, figure, keep_end, number, person
-from bot.render.thread import frozen_line
+from bot.render.thread import frozen_line, kept_line
 from bot.service import (
     Answer,
     HelpAnswer,
@@ -123,6 +123,8 @@ def _started(answer: Started) -> Message:
     if not answer.pool_is_served:
         start = code(f"python -m runner worker --pool {job.pool}")
         lines.append(f"⚠️ No worker serves pool {code(job.pool)} right now; it waits until one does: {start}")
+    if answer.kept is not None:
+        lines.append(kept_line(answer.kept))
     return compose(lines)
 
 

@@ -64,7 +64,12 @@ ERROR_LIMIT = 2_500
 
 
 def render_milestone(  # noqa: C901, PLR0911, PLR0912 - one short case a kind of event
-    story: Story, stored: StoredEvent, *, pool_is_served: bool = True, frozen: Freeze | None = None
+    story: Story,
+    stored: StoredEvent,
+    *,
+    pool_is_served: bool = True,
+    frozen: Freeze | None = None,
+    kept: str | None = None,
 ) -> Message | None:
     """The reply that an event deserves, None where it only moves the plan or the progress message.
 
@@ -73,10 +78,11 @@ def render_milestone(  # noqa: C901, PLR0911, PLR0912 - one short case a kind of
         stored: The event.
         pool_is_served: Whether any live worker serves the job's pool; told with `job_queued`.
         frozen: Why nothing new starts at present; told with `job_queued`.
+        kept: Why no live worker takes the job; told with `job_queued`.
     """
     match stored.event:
         case JobQueued() as event:
-            return _queued(event, story.record, pool_is_served=pool_is_served, frozen=frozen)
+            return _queued(event, story.record, pool_is_served=pool_is_served, frozen=frozen, kept=kept)
         case JobClaimed() as event:
             return _claimed(event)
         case JobRequeued() as event:
@@ -145,7 +151,14 @@ def frozen_line(freeze: Freeze) -> str:
     return f"⛔ Frozen by {person(freeze.by)}, nothing new starts: {escape(keep_end(freeze.reason, ERROR_LIMIT))}"
 
 
-def _queued(event: JobQueued, job: JobRecord, *, pool_is_served: bool, frozen: Freeze | None) -> Message:
+def kept_line(why: str) -> str:
+    """Why no live worker takes a job that waits."""
+    return f"⚠️ {escape(keep_end(why, ERROR_LIMIT))}"
+
+
+def _queued(
+    event: JobQueued, job: JobRecord, *, pool_is_served: bool, frozen: Freeze | None, kept: str | None
+) -> Message:
     following = " · next to run" if event.position == 1 else ""
     lines = [f"Queued in pool {code(event.pool)} · position {event.position}{following}"]
     if job.retry_of is not None:
@@ -156,6 +169,8 @@ def _queued(event: JobQueued, job: JobRecord, *, pool_is_served: bool, frozen: F
     if not pool_is_served:
         start = code(f"python -m runner worker --pool {event.pool}")
         lines.append(f"⚠️ No worker serves this pool right now. The job waits until one does: {start}")
+    if kept is not None:
+        lines.append(kept_line(kept))
     lines.append(f"*Settings* {' · '.join(map(_setting, main_settings(job.spec)))}")
     return compose(lines)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from runner.cli.jobs_store import jobs_store
 from runner.console import printable
 from runner.job_names import find_job
-from runner.jobs import JobRecord
+from runner.jobs import JobRecord, why_none_takes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,14 +21,17 @@ def run(arguments: argparse.Namespace) -> int:
     with jobs_store() as store:
         job = find_job(store, arguments.job)
         position = store.position(job.id)
-    for name, value in _facts(job, position):
+        kept = None if position is None else why_none_takes(job.spec.project.compute, store.workers(job.pool))
+    for name, value in _facts(job, position, kept):
         print(printable(f"{name:<11} {value}"))
     return 0
 
 
-def _facts(job: JobRecord, position: int | None) -> Iterator[tuple[str, str]]:
+def _facts(job: JobRecord, position: int | None, kept: str | None) -> Iterator[tuple[str, str]]:
     yield "job", job.id
     yield "state", str(job.state) if position is None else f"{job.state}, position {position}"
+    if kept is not None:
+        yield "waits", kept
     yield "pool", f"{job.pool}, priority {job.priority}"
     yield "submitted", f"{job.submitted_at:%Y-%m-%d %H:%M} UTC by {job.submitted_by}"
     if job.spec.overrides:

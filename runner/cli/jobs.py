@@ -6,8 +6,8 @@ import argparse
 from datetime import UTC, datetime
 
 from runner.cli.jobs_store import jobs_store
-from runner.console import duration_text, printable
-from runner.jobs import JobRecord, JobState
+from runner.console import columns, duration_text, printable
+from runner.jobs import JobRecord, JobState, why_none_takes
 
 _HEADINGS = ("JOB", "STATE", "POOL", "BY", "SUBMITTED", "RESULT")
 
@@ -21,6 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a table."""
     with jobs_store() as store:
         jobs, frozen, drained = store.jobs(max(1, arguments.limit)), store.frozen(), store.drained()
+        workers = store.workers()
         positions = {job.id: store.position(job.id) for job in jobs if job.state is JobState.QUEUED}
     if frozen is not None:
         print(printable(f"Frozen by {frozen.by}, nothing new starts: {frozen.reason}"))
@@ -28,9 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(printable(f"Host {drain.host} takes no new jobs, drained by {drain.by}"))
     now = datetime.now(UTC)
     rows = [_HEADINGS, *(_row(job, positions.get(job.id), now) for job in jobs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    for row in rows:
-        print(printable("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()))
+    for line in columns(rows):
+        print(printable(line))
+    for job in jobs:
+        own = [worker for worker in workers if worker.pool == job.pool]
+        if job.id in positions and (kept := why_none_takes(job.spec.project.compute, own)) is not None:
+            print(printable(f"⚠️ {job.id}: {kept}"))
     return 0
 
 

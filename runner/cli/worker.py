@@ -20,6 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="0,1",
         help="the GPUs it has for itself, numbered as by nvidia-smi; default: those of CUDA_VISIBLE_DEVICES, else all",
     )
+    parser.add_argument(
+        "--no-canary",
+        dest="canary",
+        action="store_false",
+        help="take jobs at once, without having trained one step of a tiny model first",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,4 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
             hint="Use 1 to 40 lower-case letters, digits, - and _, starting with a letter or digit.",
         )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return run_worker(load_settings(), pool=arguments.pool, name=arguments.name, devices=arguments.devices)
+    return run_worker(
+        load_settings(),
+        pool=arguments.pool,
+        name=arguments.name,
+        devices=arguments.devices,
+        canary=arguments.canary,
+    )

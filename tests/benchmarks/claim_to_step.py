@@ -75,7 +75,7 @@ class Bench:
         log = self.folder / f"worker-{uuid4().hex}.log"
         with log.open("wb") as output:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "runner", "worker", "--pool", self.spec.project.compute.pool],
+                [sys.executable, "-m", "runner", "worker", "--pool", self.spec.project.compute.pool, "--no-canary"],
                 env=self.environ | {"QLORA_STANDBY_MB": str(standby_mb)},
                 stdout=output,
                 stderr=output,

@@ -23,8 +23,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "redis": ("runner", "redis"),
     "workspace": ("bot.workspace",),
     "bot": ("bot",),
-    "runner-1": ("runner", "worker", "--pool", "local", "--name", "runner-1"),
-    "runner-2": ("runner", "worker", "--pool", "local", "--name", "runner-2"),
+    "runner-1": ("runner", "worker", "--pool", "local", "--name", "runner-1", "--no-canary"),
+    "runner-2": ("runner", "worker", "--pool", "local", "--name", "runner-2", "--no-canary"),
 }
 PATIENCE_S = 600.0
 """How long a slow, busy machine may take for what is waited for; nothing is measured by it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from dramatiq.brokers.redis import RedisBroker
 from runner.__main__ import main
 from runner.events import JobFailed, PhaseStarted
 from runner.jobs import JobRecord, JobState, WorkerInfo
-from runner.pools import PoolLimits
+from runner.pools import Gpu, Hindrance, Obstacle, PoolLimits
 from runner.projects import load_project
 from runner.queue import tickets_waiting
 from runner.reports import Phase
@@ -35,6 +36,56 @@ def run(*words: str, capsys: Capture, status: int = 0) -> str:
     assert main(words) == status
     out = capsys.readouterr()
     return out.err if status else out.out
+
+
+# --- hosts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inventory(store: Store, some_worker: WorkerInfo) -> None:
+    """Three live workers: one at work, one on a drained host, one that somebody else's process keeps from its GPU."""
+    l4 = Gpu(index=1, uuid="GPU-aa", name="NVIDIA L4", memory_mib=23034)
+    busy = Hindrance(obstacle=Obstacle.GPU_BUSY, why="GPU 1 (NVIDIA L4, GPU-aa) is used by pid 7 of user bob.")
+    room = {"disk_free_bytes": 5 << 30, "memory_bytes": 16 << 30, "memory_free_bytes": 12 << 30}
+    for name, host, more in (
+        ("a:1", "host-a", {"job_id": "demo-k3x7q", **room}),
+        ("b:1", "host-b", {}),
+        ("c:1", "host-c", {"gpus": (l4,), "device": "NVIDIA L4 (22 GiB)", "pool": "gpu", "hindrance": busy, **room}),
+    ):
+        store.announce(some_worker.model_copy(update={"name": name, "host": host, **more}))
+    store.drain("host-b", "ann")
+
+
+@pytest.mark.usefixtures("inventory")
+def test_hosts_lists_every_worker_with_devices_room_state_and_what_keeps_it(capsys: Capture) -> None:
+    heading, *rows = run("hosts", capsys=capsys).splitlines()
+
+    assert re.split(r"\s{2,}", heading) == [
+        "HOST", "WORKER", "POOL", "STATE", "JOB", "DEVICES", "MEMORY", "DISK LEFT", "STACK", "SEEN",
+    ]  # fmt: skip
+    working, drained, busy, *below = rows
+    assert re.split(r"\s{2,}", working)[:8] == [
+        "host-a", "a:1", "cpu", "working", "demo-k3x7q", "cpu (2 threads)", "12.0 of 16.0 GiB", "5.0 GiB",
+    ]  # fmt: skip
+    assert re.split(r"\s{2,}", drained)[:6] == ["host-b", "b:1", "cpu", "drained", "cpu (2 threads)", "unknown"]
+    assert re.split(r"\s{2,}", busy)[:5] == ["host-c", "c:1", "gpu", "gpu-busy", "1: NVIDIA L4 (22 GiB)"]
+    assert below == [
+        "⚠️ c:1: GPU 1 (NVIDIA L4, GPU-aa) is used by pid 7 of user bob.",
+        "Host host-b takes no new jobs, drained by ann",
+    ]
+
+
+@pytest.mark.usefixtures("inventory")
+def test_hosts_of_one_pool_as_json(capsys: Capture) -> None:
+    [worker] = json.loads(run("hosts", "--json", "--pool", "gpu", capsys=capsys))
+
+    assert (worker["name"], worker["state"], worker["disk_free_bytes"]) == ("c:1", "gpu-busy", 5 << 30)
+    assert worker["gpus"] == [{"index": 1, "uuid": "GPU-aa", "name": "NVIDIA L4", "memory_mib": 23034}]
+    assert worker["hindrance"]["obstacle"] == "gpu-busy"
+
+
+def test_without_a_worker_hosts_says_how_to_start_one(capsys: Capture) -> None:
+    assert "python -m runner worker" in run("hosts", capsys=capsys)
 
 
 # --- jobs, job, logs -------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_a_lock_ends_with_its_process_and_leaves_what_it_worked_on(tmp_path: Pat
     script = (
         "import os, signal, sys; from pathlib import Path; from runner.slots import AttemptNote, take_slots\n"
         "slots = take_slots(Path(sys.argv[1]), 'host-a', 'dead', gpus=(), name=None)\n"
-        "slots.note_attempt(AttemptNote(job_id='demo-a', token=7)); slots.note_child(os.getpid())\n"
+        "slots.note_attempt(AttemptNote(worker='dead', job_id='demo-a', token=7)); slots.note_child(os.getpid())\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     dead = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
@@ -75,7 +75,7 @@ def test_a_lock_ends_with_its_process_and_leaves_what_it_worked_on(tmp_path: Pat
 
     with closing(take(tmp_path)) as slots:
         (left,) = slots.left
-        assert (left.job_id, left.token) == ("demo-a", 7)
+        assert (left.worker, left.job_id, left.token) == ("dead", "demo-a", 7)
         assert left.child is not None
         assert left.child.group() == []
     # Nobody has taken it back so far.
@@ -88,7 +88,7 @@ def test_a_lock_ends_with_its_process_and_leaves_what_it_worked_on(tmp_path: Pat
 
 def test_a_worker_takes_a_number_whose_dead_holder_has_left_something_before_a_lower_one(tmp_path: Path) -> None:
     first, second = take(tmp_path), take(tmp_path)
-    second.note_attempt(AttemptNote(job_id="demo-a", token=7))
+    second.note_attempt(AttemptNote(worker="w", job_id="demo-a", token=7))
     first.close()
     second.close()
 
@@ -98,7 +98,7 @@ def test_a_worker_takes_a_number_whose_dead_holder_has_left_something_before_a_l
 
 def test_what_a_dead_worker_of_several_devices_has_left_is_found_once_on_any_of_them(tmp_path: Path) -> None:
     slots = take(tmp_path, L4[0], L4[1])
-    slots.note_attempt(AttemptNote(job_id="demo-a", token=7))
+    slots.note_attempt(AttemptNote(worker="w", job_id="demo-a", token=7))
     slots.close()
 
     with closing(take(tmp_path, L4[1])) as one, closing(take(tmp_path, L4[0], L4[2])) as other:
@@ -109,7 +109,7 @@ def test_what_a_dead_worker_of_several_devices_has_left_is_found_once_on_any_of_
 
 def test_a_file_that_a_crash_of_the_host_has_cut_holds_up_nobody(tmp_path: Path) -> None:
     slots = take(tmp_path)
-    slots.note_attempt(AttemptNote(job_id="demo-a", token=7))
+    slots.note_attempt(AttemptNote(worker="w", job_id="demo-a", token=7))
     slots.close()
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:40])

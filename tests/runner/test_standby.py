@@ -236,7 +236,7 @@ def test_a_killed_worker_takes_its_standby_along(
     valkey_url: str, tmp_path: Path, eventually: Eventually, is_gone: IsGone
 ) -> None:
     environ = {"PATH": os.environ["PATH"], "REDIS_URL": valkey_url, "QLORA_STATE_DIR": str(tmp_path)}
-    worker = subprocess.Popen([sys.executable, "-m", "runner", "worker", "--pool", "cpu"], env=environ)
+    worker = subprocess.Popen([sys.executable, "-m", "runner", "worker", "--pool", "cpu", "--no-canary"], env=environ)
     group: list[psutil.Process] = []
 
     def has_a_standby() -> bool:

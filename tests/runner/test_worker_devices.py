@@ -77,10 +77,11 @@ def test_a_worker_takes_the_job_of_a_killed_one_on_its_device_back_at_once(  # n
 
     first.send_signal(signal.SIGKILL)
     first.wait()
-    workers.start(script, driver=driver, host="host-a")
+    second = workers.start(script, driver=driver, host="host-a")
 
     eventually(lambda: workers.state(job_id) is JobState.SUCCEEDED)
     assert is_gone(child)
+    assert [worker.name for worker in workers.store.workers()] == [f"host-a:{second.pid}"]
     assert reasons(workers, job_id) == ["host-lost"]
     job = workers.store.get(job_id)
     assert (job.attempt, [lost.host for lost in job.lost_hosts]) == (2, ["host-a"])

@@ -64,6 +64,11 @@ def test_started_says_plainly_that_nobody_serves_the_pool(job: JobRecord) -> Non
     assert "No worker serves pool `cpu` right now" in message.text
 
 
+def test_started_says_why_no_worker_takes_the_job(job: JobRecord) -> None:
+    message = render_answer(Started(job, position=1, pool_is_served=True, kept="Only <1 GiB> are left."), now=NOW)
+    assert message.text.endswith("⚠️ Only &lt;1 GiB&gt; are left.")
+
+
 def test_an_idle_house_says_so() -> None:
     assert render_answer(Overview((), (), ()), now=NOW).text.split("\n") == [
         "*Running* · nothing",

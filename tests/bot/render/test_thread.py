@@ -86,8 +86,9 @@ def test_queued_says_what_a_retry_repeats(job: JobRecord, *, resume: bool, told:
 def test_queued_says_plainly_why_a_job_does_not_start(job: JobRecord) -> None:
     stored = StoredEvent(seq=1, attempt=0, event=JobQueued(position=1, pool="cpu"))
     freeze = Freeze(reason="new driver", by="U0ANN", at=AT)
-    message = render_milestone(Story(job), stored, pool_is_served=False, frozen=freeze)
+    message = render_milestone(Story(job), stored, pool_is_served=False, frozen=freeze, kept="Its GPU is busy.")
     assert message is not None
+    assert _lines(message)[3] == "⚠️ Its GPU is busy."
     assert _lines(message)[1] == "⛔ Frozen by <@U0ANN>, nothing new starts: new driver"
     assert _lines(message)[2] == (
         "⚠️ No worker serves this pool right now. The job waits until one does: `python -m runner worker --pool cpu`"
