@@ -277,7 +277,7 @@ def test_a_known_error_keeps_its_code_and_hint() -> None:
 
 
 def test_an_unknown_error_shows_its_first_line_without_tokens() -> None:
-    failed = failure_of(RuntimeError("refused hf_localtesttoken\nsecond line"))
+    failed = failure_of(RuntimeError("refused hf_localtesttoken0\nsecond line"))
 
     assert (failed.code, failed.message) == ("internal", "RuntimeError: refused [redacted]")
     assert failed.hint is not None
