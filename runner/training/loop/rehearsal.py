@@ -72,7 +72,7 @@ def _try_optimizer(spec: RunSpec, device: torch.device, refused: list[TrainingEr
     arguments = training_arguments(training, Path(gettempdir()), "float32", on_cpu=on_cpu)
     with noted(refused), _explained(f"training.optim_args = {training.optim_args!r}", f"optim = {training.optim!r}"):
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        _refuse_left_out(training, options)
+        refuse_left_out(training, options)
         kind([torch.nn.Parameter(torch.zeros(1))], **options)
     given = f"training.lr_scheduler_kwargs = {dict(training.lr_scheduler_kwargs)}"
     with noted(refused), _explained(given, f"lr_scheduler_type = {training.lr_scheduler_type!r}"):
@@ -90,8 +90,12 @@ def _try_optimizer(spec: RunSpec, device: torch.device, refused: list[TrainingEr
             schedule.step(*([0.0] if training.lr_scheduler_type == "reduce_lr_on_plateau" else []))
 
 
-def _refuse_left_out(training: Training, options: dict[str, Any]) -> None:
+def refuse_left_out(training: Training, options: dict[str, Any]) -> None:
     """Refuse what the installed transformers does not hand on to an optimizer of PyTorch.
+
+    Args:
+        training: The project's `[training]`.
+        options: What transformers makes of it for the optimizer.
 
     Raises:
         ValueError: It leaves something out.

@@ -1,7 +1,9 @@
 """Every hyperparameter of the installed libraries is settable in a project file, or refused there with a reason."""
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -9,16 +11,19 @@ import torch
 import transformers
 from packaging.version import Version
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, Trainer
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from trl.trainer.sft_config import SFTConfig
 
 from runner.hyperparameters import Lora, Quantization, Training
+from runner.optimizers import TAKEN as OF_OPTIMIZERS
 from runner.optimizers import Optimizer
 from runner.refused_settings import REFUSED, REFUSED_VALUES
 from runner.schedules import TAKEN, WITHOUT_WARMUP, Schedule
+from runner.training.loop.arguments import training_arguments
+from runner.training.loop.rehearsal import refuse_left_out
 
 ONLY_BEFORE_5 = {
     "adafactor",
@@ -115,6 +120,21 @@ def test_every_choice_that_trl_names_is_settable_or_refused_with_a_reason(name: 
     (field,) = (field for field in fields(SFTConfig) if field.name == name)
     settable = set(get_args(Training.model_fields[name].annotation))
     assert set(field.metadata.get("choices", ())) - settable - _values(f"training.{name}") == set()
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family, names in OF_OPTIMIZERS.items() for name in sorted(names)]
+)
+def test_an_argument_of_an_optimizer_reaches_it_or_is_refused_by_name(tmp_path: Path, family: str, name: str) -> None:
+    value = {"nesterov": "true", "centered": "true", "t_alpha": "7", "t_beta3": "7"}.get(name, "0.5")
+    training = Training.model_validate({"optim": family, "optim_args": f"{name}={value}"})
+    arguments = training_arguments(training, tmp_path, "float32", on_cpu=True)
+    given = Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
+    arguments.optim_args = None
+    has_an_effect = given != Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
+
+    with nullcontext() if has_an_effect else pytest.raises(ValueError, match=f"leaves out {name}, newer ones do not"):
+        refuse_left_out(training, given)
 
 
 @pytest.mark.parametrize("kind", get_args(Schedule))
