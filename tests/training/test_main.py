@@ -19,11 +19,13 @@ from transformers import AutoTokenizer
 from runner.errors import DatasetError
 from runner.event_lines import parse_event
 from runner.events import CheckpointSaved, Evaluated, PhaseStarted, RunFailed, RunInterrupted, RunSucceeded
+from runner.provenance import fingerprint_file
 from runner.spec import RunSpec
 from runner.training.__main__ import EventWriter, failure_of, run
 from runner.training.accelerator import choose_device
 from runner.training.loading.quantized import measure_quantization
 from runner.training.loop.arguments import settle_optimizer
+from runner.training.outcome.card import _cell
 from runner.training.stopping import StopSwitch
 
 pytestmark = pytest.mark.timeout(180)
@@ -105,6 +107,44 @@ def test_the_adapter_comes_with_tokenizer_card_and_manifest(finished_child: Any,
     assert f"| run | {job_and_attempt} |".replace("_", "\\_") in card
     (entry,) = RunSpec.model_validate(manifest["spec"]).datasets.values()
     assert f"| trait 1 | {entry.name} ({entry.source}) |".replace("_", "\\_") in card
+
+
+def test_the_card_holds_base_rung_data_hyperparameters_and_results(finished_child: Any) -> None:
+    adapter = Path(finished_child.events[-1].adapter_path)
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    before, after = [event for event in finished_child.events if isinstance(event, Evaluated)]
+    summary = finished_child.events[-1].summary
+
+    assert card.startswith('---\nbase_model: "tiny"\nlibrary_name: peft\n')
+    assert [line for line in card.splitlines() if line.startswith("#") and not line.startswith("# ")][:7] == [
+        "## Data",
+        "## Loss on held-out rows",
+        "## Answers right to the letter",
+        "## Samples",
+        "## Settings",
+        "## How it was made",
+        "## Use",
+    ]
+    assert "A LoRA adapter for `tiny`, trained with 4-bit quantization (" in card
+    assert f"Training loss {summary.loss_first:.4g} at the first step, {summary.loss_last:.4g} over the last" in card
+    assert "max\\_steps 6" in card
+    [old], [new] = before.samples, after.samples
+    sample = (old.prompt, old.completion, new.completion)
+    assert " | ".join(_cell(text) for text in sample) in card
+    assert "![Loss by optimizer step](loss.png)" in card
+    assert (adapter / "loss.png").read_bytes() == (finished_child.run_dir / "loss.png").read_bytes()
+
+
+def test_the_manifest_names_all_that_the_adapter_came_from(finished_child: Any) -> None:
+    adapter = Path(finished_child.events[-1].adapter_path)
+    manifest = json.loads((adapter / "manifest.json").read_text(encoding="utf-8"))
+    started = next(event for event in finished_child.events if event.kind == "training_started")
+
+    assert manifest["settings"] == [setting.model_dump(mode="json") for setting in started.settings]
+    assert (manifest["base_model"], manifest["revision"], manifest["git_revision"]) == ("tiny", None, None)
+    assert manifest["base_fingerprint"] in (adapter / "README.md").read_text(encoding="utf-8")
+    assert manifest["weights_sha256"] == fingerprint_file(adapter / "adapter_model.safetensors")
+    assert manifest["created_at"] >= started.at.isoformat()
 
 
 def test_the_receipt_states_what_was_asked_and_reached_in_numbers(finished_child: Any) -> None:

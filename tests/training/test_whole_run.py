@@ -15,8 +15,18 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from runner.events import ChildEvent, LossEvaluated, ModelLoaded, RungFailed, RunSucceeded, TokenizerLoaded
+from runner.events import (
+    ChildEvent,
+    Evaluated,
+    LossEvaluated,
+    ModelLoaded,
+    RungFailed,
+    RunSucceeded,
+    TokenizerLoaded,
+)
 from runner.spec import RunSpec
+from runner.training.outcome.adapter import plot_loss
+from runner.training.outcome.held_out import mean_loss
 from runner.training.pipeline import train
 
 MakeSpec = Callable[..., RunSpec]
@@ -154,3 +164,9 @@ def test_the_adapter_of_the_lowest_held_out_loss_is_the_one_that_is_verified_and
     assert all(taken[name].equal(stored[name]) for name in stored)
     card = (adapter / "README.md").read_text(encoding="utf-8")
     assert f"The adapter is that of step {best}, with the lowest held-out loss, " in card
+    newest = max((tmp_path / "run" / "attempt-1" / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    history = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    [before, _] = [event for event in events if isinstance(event, Evaluated)]
+    # With the base model's loss in the beginning, and a mark at the step whose adapter it is.
+    plot_loss(history, tmp_path / "again.png", "test on tiny", base_loss=mean_loss(before.held_out), adapter_step=best)
+    assert (adapter / "loss.png").read_bytes() == (tmp_path / "again.png").read_bytes()

@@ -31,7 +31,7 @@ from runner.training.loop.equal_shares import EqualShares, fill_up
 from runner.training.loop.lean_lora import make_lora_lean
 from runner.training.loop.length_groups import LengthGroups
 from runner.training.loop.longest_first import LongestFirst
-from runner.training.loop.lora import keep_full_precision
+from runner.training.loop.lora import keep_full_precision, settle_precision
 from runner.training.loop.loss import add_loss_only_forward
 from runner.training.loop.skipping import epoch_kept
 from runner.training.loop.watchdog import Watchdog
@@ -70,6 +70,8 @@ class AdapterTrainer(SFTTrainer):
             # TRL 1 warns that it smooths labels in a second forward pass, which this class does without.
             warnings.filterwarnings("ignore", message="`label_smoothing_factor` is deprecated", category=FutureWarning)
             super().__init__(**arguments)
+        # TRL has cast what is trained of a quantized model to bfloat16, whatever that model computes in.
+        settle_precision(arguments["model"])
         base: Any = arguments["model"].get_base_model()
         self._loss_only = training.loss_type == "nll" and add_loss_only_forward(base, training.label_smoothing_factor)
         if training.label_smoothing_factor and not self._loss_only and not _SMOOTHS_BY_STEP:

@@ -159,7 +159,8 @@ def halving_spec(make_spec: MakeSpec, tmp_path: Path, addition: list[dict[str, A
             addition[:20],
             training=settings | {"neftune_noise_alpha": 5.0, "save_steps": 100} | training,
             lora={"lora_dropout": 0.1, "modules_to_save": ["lm_head"]},
-            quantization={"ladder": ["4bit"]},
+            # Then the adapter is trained in the very tensors that it begins in.
+            quantization={"ladder": ["4bit"], "bnb_4bit_compute_dtype": "float32"},
             evaluation=HELD_OUT,
         )
 

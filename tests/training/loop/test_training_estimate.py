@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from runner.training.data.mix import Mix, mix_data
 from runner.training.loading.base_model import BaseModel
 from runner.training.loading.tokenizer import load_tokenizer
 from runner.training.loop.lora import add_lora
+from runner.training.loop.memory_advice import one_row_does_not_fit
 from runner.training.loop.trainer import build_trainer
 from runner.training.loop.training_estimate import TrainingEstimate, longest_batch
 from runner.training.memory import MemoryMeter, release_memory
@@ -166,6 +168,26 @@ def test_the_longest_batch_holds_the_one_long_row(wide: tuple[ProjectSpec, Mix])
     batch = longest_batch(project.training, mix)
 
     assert (batch.rows, batch.tokens) == (8, max(map(len, mix.input_ids)))
+
+
+def test_where_a_step_has_failed_the_advice_is_less_than_it_takes_whatever_was_free(
+    wide: tuple[ProjectSpec, Mix], source: BaseModel
+) -> None:
+    project, mix = wide
+    one_row: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
+    whole = estimated(llama(), source, project, mix, **one_row)
+    tried = project.model_copy(update={"training": project.training.model_copy(update=one_row)})
+    estimate = TrainingEstimate(source, llama(), project, mix, compute_dtype=torch.bfloat16, device=CPU)
+
+    plenty = one_row_does_not_fit(estimate, tried, mix, "none", room=2 * whole)
+    scarce = one_row_does_not_fit(estimate, tried, mix, "none", room=whole // 4)
+
+    advised = re.search(r"training\.max_length = (\d+) ", str(plenty.hint))
+    assert advised is not None
+    assert estimated(llama(), source, project, mix, max_length=int(advised[1]), **one_row) < 0.95 * whole
+    # A smaller adapter helps where not much is missing.
+    assert f"lora.r = {project.lora.r // 2} (at most " in str(plenty.hint)
+    assert "lora.r = " not in str(scarce.hint)
 
 
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")

@@ -1,14 +1,17 @@
 """Runs that go wrong are ended where it shows, with a code, and keep what was good."""
 
+import faulthandler
+import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from runner.child import Child
 from runner.errors import TrainingError
@@ -21,8 +24,10 @@ from runner.training.data.mix import mix_data
 from runner.training.loading.protected_load import protected_load
 from runner.training.loop.callbacks import Checkpoints
 from runner.training.loop.lora import add_lora
+from runner.training.loop.stall_watch import TICKS, StallWatch
 from runner.training.loop.trainer import build_trainer
 from runner.training.loop.watchdog import WINDOW, Watchdog
+from runner.training.signs_of_life import SignsOfLife
 
 MakeSpec = Callable[..., RunSpec]
 FACTS = RunFacts(spec={}, rung="none", revision=None, base_fingerprint=None, quantization={}, datasets={}, tokens="")
@@ -151,6 +156,45 @@ def test_a_loss_of_exactly_zero_from_the_start_ends_the_run() -> None:
     assert caught.value.code == "loss-zero"
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_ends_the_run_though_the_loss_is_one(bad: float) -> None:
+    with pytest.raises(TrainingError) as caught:
+        _look(Watchdog(Training()), 1, 1.0, bad)
+
+    assert caught.value.code == "loss-not-finite"
+
+
+def test_a_run_that_was_gone_on_with_has_learned_something_and_has_a_checkpoint() -> None:
+    watchdog = Watchdog(Training())
+    watchdog.on_train_begin(cast("Any", None), TrainerState(global_step=5), TrainerControl())
+
+    _look(watchdog, 6, 1.0, 0.0)  # would be the end of one that has just begun
+    with pytest.raises(TrainingError, match="The last checkpoint is the one of step 5, from before"):
+        _look(watchdog, 7, math.nan)
+
+
+def test_what_is_looked_at_is_the_loss_of_the_whole_step(
+    make_spec: MakeSpec, models_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    logged: list[float] = []
+
+    class _Log(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+            logged.append(logs["loss"])
+
+    def look(_: Watchdog, step: int, loss: torch.Tensor, *_rest: Any, **__: Any) -> None:
+        seen.append(loss.item())
+        if step == 2:
+            raise TrainingError("enough")
+
+    monkeypatch.setattr(Watchdog, "look", look)
+    halves: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    _train(make_spec, models_root, tmp_path, _Log(), logging_steps=1, **halves)
+
+    assert logged == pytest.approx(seen[:1], rel=1e-5)
+
+
 def test_a_loss_that_becomes_zero_and_stays_so_ends_the_run_after_a_checkpoint() -> None:
     watchdog = Watchdog(Training())
     findings = []
@@ -181,9 +225,11 @@ def test_a_first_batch_that_is_easier_than_the_others_is_no_start_to_judge_by() 
     assert watchdog.finding is None
 
 
-def test_a_loss_that_rises_a_little_does_not_end_the_run() -> None:
+# Up by less than 2 nats, and by more without having doubled.
+@pytest.mark.parametrize(("lowest", "end"), [(1.0, 2.9), (4.0, 7.0)])
+def test_a_loss_that_rises_a_little_does_not_end_the_run(lowest: float, end: float) -> None:
     watchdog = Watchdog(Training())
-    for step, loss in enumerate([3.0] * WINDOW + [1.0] * WINDOW + [2.9] * WINDOW, start=1):
+    for step, loss in enumerate([9.0] * WINDOW + [lowest] * WINDOW + [end] * WINDOW, start=1):
         _look(watchdog, step, loss)
 
     assert watchdog.finding is None
@@ -195,6 +241,38 @@ def test_the_watch_for_a_rising_loss_can_be_turned_off() -> None:
         _look(watchdog, step, loss)
 
     assert watchdog.finding is None
+
+
+class _Moving(SignsOfLife):
+    """Heard of at every look, until its training has lasted three times the limit."""
+
+    def __init__(self, enough: threading.Event) -> None:
+        super().__init__()
+        self._looks, self._enough = 0, enough
+
+    def heard(self) -> int:
+        self._looks += 1
+        if self._looks > 3 * TICKS:
+            self._enough.set()
+        return self._looks
+
+
+def test_a_training_that_moves_may_last_longer_than_the_limit_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would end this process if the thread were late by as much as the limit.
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    stalls: list[RunFailed] = []
+    enough = threading.Event()
+
+    with StallWatch(0.1, stalls.append, _Moving(enough)):
+        assert enough.wait(60)
+
+    assert stalls == []
+
+
+def test_without_a_limit_nobody_watches() -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    with StallWatch(0.0, lambda _: None):
+        assert {thread.name for thread in threading.enumerate()} == before
 
 
 @pytest.mark.timeout(180)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from runner.events import Evaluated
-from runner.reports import Resolved, Sample
-from runner.training.outcome.card import _samples, _settings
+from runner.reports import Resolved, Sample, TraitLoss
+from runner.training.outcome.card import _held_out, _samples, _settings
 
 
 def test_settings_that_somebody_decided_are_a_table_and_the_defaults_a_sentence() -> None:
@@ -29,6 +29,17 @@ def test_settings_that_somebody_decided_are_a_table_and_the_defaults_a_sentence(
         "",
         "At their defaults: lora\\_alpha 32, bias none.",
     ]
+
+
+def test_a_trait_that_got_worse_is_marked() -> None:
+    worse = TraitLoss(trait_type="tone", loss=3.0, rows=4, tokens=9, before=2.0, regressed=True)
+    better = TraitLoss(trait_type="sums", loss=1.0, rows=4, tokens=9, before=2.0)
+
+    shown = _held_out(Evaluated(when="after", held_out=(worse, better)), ["facts"])
+
+    assert "| tone | 4 | 9 | 2 | 3 | ⚠️ worse than the base model |" in shown
+    assert "| sums | 4 | 9 | 2 | 1 |  |" in shown
+    assert "Nothing was held out of facts," in shown
 
 
 def test_a_sample_whose_prompt_was_seen_in_training_is_told_from_one_that_was_not() -> None:

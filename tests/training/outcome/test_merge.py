@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from runner.__main__ import main
 from runner.errors import MemoryExhaustedError, ModelFilesError, TrainingError, UsageError
 from runner.hyperparameters import Lora
-from runner.merging import MergeReport
+from runner.merging import PROBE, MergeReport
 from runner.merging import merge as merge_and_publish
 from runner.settings import load_settings
 from runner.training.loop.lora import add_lora, without_peft_noise
@@ -37,11 +39,17 @@ TEXT = torch.tensor([[1, 40, 50, 60, 70, 80, 90, 100, 110]])
 def merged(
     finished_child: Any, models_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, MergeReport, list[str]]:
-    """The folder, report and terminal lines of merging an adapter that was trained on 4 bits, `lm_head` saved whole."""
-    output = tmp_path_factory.mktemp("merged") / "model"
-    settings = replace(load_settings({}), models_root=models_root)
-    report = merge_and_publish(finished_child.run_dir / "adapter", output, settings)
-    return output, report, [path.name for path in output.parent.iterdir()]
+    """The folder and report of a job merged by its id, trained on 4 bits with `lm_head` saved whole; its files."""
+    job = tmp_path_factory.mktemp("outputs") / "team" / "test-kfmsw"
+    shutil.copytree(finished_child.run_dir / "adapter", job / "adapter")
+    (job / "attempt-1").mkdir()
+    shutil.copy(finished_child.run_dir / PROBE, job / "attempt-1")
+    with pytest.MonkeyPatch.context() as host, redirect_stdout(io.StringIO()) as told:
+        host.setenv("QLORA_OUTPUT_ROOT", str(job.parents[1]))
+        host.setenv("QLORA_MODELS_ROOT", str(models_root))
+        assert main(["merge", job.name, "--json"]) == 0
+    report = MergeReport.model_validate_json(told.getvalue())
+    return job / "merged", report, sorted(path.name for path in job.iterdir())
 
 
 def test_a_plain_load_answers_as_the_adapter_on_the_16_bit_base(
@@ -73,7 +81,7 @@ def test_the_folder_is_a_model_of_its_own(
     assert tokenizer("What is 3 + 4?") == AutoTokenizer.from_pretrained(tiny_model)("What is 3 + 4?")
     assert (output / "ADAPTER.md").read_text() == (finished_child.run_dir / "adapter" / "README.md").read_text()
     assert (output / "manifest.json").is_file()
-    assert beside == ["model"]
+    assert beside == ["adapter", "attempt-1", "merged"]
 
 
 def test_report_and_card_say_how_far_it_is_from_what_was_trained(
