@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -75,6 +76,52 @@ def test_weights_that_are_not_here_are_checked_against_the_disk_and_not_tried(
     assert "1000000000.0 GB for the base model" in failed.message
     assert "HF_HOME" in str(failed.hint)
     assert planned.time is None
+
+
+def test_weights_that_are_not_here_are_not_fetched_for_a_trial(
+    scripted: Scripted, run_spec: RunSpec, settings: RunnerSettings, tmp_path: Path
+) -> None:
+    remote = FOUND.model_copy(update={"fetch_bytes": 1, "cache_dir": str(tmp_path / "cache")})
+
+    planned = plan(remote, run_spec, settings, scripted("raise SystemExit('tried')"))
+
+    assert [(check.name, check.passed) for check in planned.checks] == [
+        ("base model", True),
+        ("disk", True),
+        ("memory", True),
+    ]
+    assert planned.time is None
+
+
+def test_what_lies_on_one_disk_has_to_fit_there_together(
+    scripted: Scripted, run_spec: RunSpec, settings: RunnerSettings
+) -> None:
+    settings.output_root.mkdir(parents=True, exist_ok=True)
+    most = int(0.7 * shutil.disk_usage(settings.output_root).free)
+    # In float32 with two moments: so many checkpoints as are kept, one more while it is written, and the adapter.
+    trainable = most // (12 * (run_spec.project.training.save_total_limit + 2))
+    one_disk = {
+        "fetch_bytes": most,
+        "cache_dir": str(settings.output_root / "cache"),
+        "trainable_parameters": trainable,
+    }
+
+    planned = plan(FOUND.model_copy(update=one_disk), run_spec, settings, scripted(""), measure=False)
+
+    [failed] = [check for check in planned.checks if not check.passed]
+    assert failed.name == "disk"
+    assert " for checkpoints and adapter and " in failed.message
+    assert "QLORA_OUTPUT_ROOT or HF_HOME" in str(failed.hint)
+
+
+def test_a_model_whose_loading_takes_more_than_its_training_does_not_fit_either(
+    scripted: Scripted, run_spec: RunSpec, settings: RunnerSettings
+) -> None:
+    rungs = (FOUND.rungs[0].model_copy(update={"load_peak_bytes": 12 * GB}),)
+
+    planned = plan(FOUND.model_copy(update={"rungs": rungs}), run_spec, settings, scripted(""), measure=False)
+
+    assert [check.message for check in planned.checks if not check.passed] == ["12.0 GB of 10.0 GB available"]
 
 
 def test_steps_before_the_batch_was_halved_do_not_count_and_the_plan_says_so(
