@@ -31,6 +31,7 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
     claim:<id>          string  job id, for claims that come twice; expires after an hour
     worker:<name>       string  JSON `WorkerInfo`; expires
     workers             set     names of workers
+    turn:<what>         string  there while one process does what all would do; expires
     server              hash    run id of the Redis process, since when it has been at hand, and when it was asked last
 """
 

@@ -14,7 +14,7 @@ from runner.store_records import SCHEMA_VERSION
 
 _NAMES = (
     "submit", "claim", "renew", "append", "finish", "requeue", "expire", "stop", "settled",
-    "position", "order", "claimable", "limits", "events", "forget", "align", "origin", "decline", "readmit",
+    "position", "order", "claimable", "limits", "events", "forget", "origin", "decline", "readmit",
     "obstacle",
 )  # fmt: skip
 _TRANSITIONS = {state: dict.fromkeys(following, True) for state, following in TRANSITIONS.items()}

@@ -55,6 +55,9 @@ class StoreUpkeep(StoreReader):
             The jobs that moved in this call; empty for all but one of several callers at once.
         """
         with redis_at_hand():
+            first: Any = self.client.zrange(self._key("leases"), 0, 0)
+            if not first:
+                return []
             seconds, microseconds = self.client.time()
             late: Any = self.client.zrangebyscore(self._key("leases"), "-inf", seconds * 1_000_000 + microseconds)
         moved = []
@@ -94,17 +97,17 @@ class StoreUpkeep(StoreReader):
         _, count = self._run("forget", keep_us=round(self.retention.days * 86_400_000_000), most=most)
         return int(count)
 
-    def align(self) -> int:
-        """Let submitters take turns also with jobs that a version without turns has queued or claimed.
-
-        Returns:
-            How many jobs were put right; 0 where all processes are of this version.
-        """
-        return sum(int(self._run("align", pool=pool)[1]) for pool in self.pools())
-
     def claimable(self) -> dict[str, int]:
-        """Count the queued jobs of every pool that could be claimed at once, as far as a freeze and its limits go."""
-        return {pool: int(self._run("claimable", pool=pool)[1]) for pool in self.pools()}
+        """Count the queued jobs of every pool that could be claimed at once, as far as a freeze and its limits go.
+
+        Lets submitters take turns also with jobs that a version without turns has queued or claimed.
+        """
+        counts = {}
+        for pool in self.pools():
+            counts[pool], aligned = self._run("claimable", pool=pool)[1]
+            if aligned:
+                _log.warning("%d jobs of an older version of this software were put in order with the others.", aligned)
+        return counts
 
     def settled_s(self) -> float:
         """Seconds for which Redis has been at hand: small after a restart, a failover, an outage, a jump of its clock.
@@ -116,6 +119,11 @@ class StoreUpkeep(StoreReader):
             info: Any = self.client.info("server")
         _, seconds = self._run("settled", run=info["run_id"], pause_us=self._lease_us * 2 // 3, lease_us=self._lease_us)
         return float(seconds)
+
+    def take_turn(self, what: str, for_s: float) -> bool:
+        """Be the one of all processes that does something; False for whoever asks again within `for_s` seconds."""
+        with redis_at_hand():
+            return bool(self.client.set(self._key("turn", what), "1", nx=True, px=max(1, round(for_s * 1000))))
 
     # --- what a worker does ---------------------------------------------------------------------------------------
 

@@ -119,10 +119,8 @@ class PoolWorker:
         self._leaving = False
         declare_look_for_work(self._broker, pool, self.look_for_work)
         self._dramatiq = dramatiq.Worker(self._broker, queues={queue_name(pool)}, worker_threads=1)
-        # Set here and not by Dramatiq's environment variables, so that nobody's environment can change them. One
-        # message at a time; but the delay queue keeps its wide reach: polling it is this worker's heartbeat.
+        # One message at a time; set here and not by Dramatiq's environment variable, so that nobody's can change it.
         self._dramatiq.queue_prefetch = 1
-        self._dramatiq.delay_prefetch = 1000
 
     def stop(self) -> None:
         """Ask the worker to end; callable from a signal handler, which is why it sets nothing but an attribute."""

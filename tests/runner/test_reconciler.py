@@ -16,7 +16,7 @@ from runner.embedded_redis import EmbeddedRedis
 from runner.events import PhaseStarted
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.queue import build_broker, issue_ticket, queue_name, tickets_waiting
-from runner.reconciler import Reconciler, reconcile
+from runner.reconciler import Reconciler, clean, reconcile
 from runner.redis_client import build_client
 from runner.reports import Phase
 from runner.spec import RunSpec
@@ -253,3 +253,39 @@ def test_the_reconciler_outlives_a_redis_that_is_away(
         reconciler.close()
         store.close()
         broker.client.close()
+
+
+# --- many reconcilers ------------------------------------------------------------------------------------------------
+
+
+def test_one_reconciler_looks_for_all_until_its_turn_is_over(
+    store: Store, broker: RedisBroker, submit_job: Submit, eventually: Eventually
+) -> None:
+    pool = submit_job().pool
+    first, second = (Reconciler(store, broker, interval_s=600.0) for _ in range(2))
+    first.start()
+    eventually(lambda: tickets_waiting(broker, pool) == 1)
+    submit_job()
+
+    second.start()
+    second.close()
+    assert tickets_waiting(broker, pool) == 1
+
+    store.client.delete("qlora:turn:reconciler")
+    third = Reconciler(store, broker, interval_s=600.0)
+    third.start()
+    eventually(lambda: tickets_waiting(broker, pool) == 2)
+    for reconciler in (first, third):
+        reconciler.close()
+
+
+def test_all_jobs_that_ended_long_ago_are_removed_a_few_at_once(
+    store: Store, broker: RedisBroker, submit_job: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.reconciler.FORGET_AT_ONCE", 2)
+    for _ in range(5):
+        job = store.request_stop(submit_job().id, "U2")
+        store.client.zadd("qlora:finished", {job.id: 1})
+
+    assert clean(store, broker) == 5
+    assert store.jobs() == []

@@ -47,6 +47,7 @@ def lives(store: Store, submit_job: Submit, some_worker: WorkerInfo) -> set[JobS
     store.set_limits("cpu", PoolLimits(max_running=9, max_queued=99))
     store.announce(some_worker)
     store.settled_s()
+    assert store.take_turn("cleaner", 60.0)
     jobs = [submit_job(submitted_by=who) for who in ("U1", "U2", "U1", "U2", "U1", "U2", "U1")]
     succeeding, failing, stopped, lost, given_back = (claim_next(store, some_worker) for _ in range(5))
     for step in range(120):
