@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dramatiq.brokers.redis import RedisBroker
 
 LISTED_JOBS = 15
+SHOWN_QUEUED = 10
+"""Queued jobs of a pool that `status` tells of, the next to run first."""
 SHOWN_RUNNING = 500
 """Running jobs that `status` reads at most."""
 
@@ -67,10 +69,13 @@ class StopAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """One pool and what waits in it, the next to run first."""
+    """One pool and what waits in it."""
 
     pool: str
     jobs: tuple[JobRecord, ...]
+    """The front of its queue, the next to run first."""
+    length: int
+    """All that wait, the others included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +220,12 @@ class Service:
             position = self._store.position(job.id) if job.state is JobState.QUEUED else None
             return JobStatus(job, self._story(job), position)
         running = self._store.jobs(SHOWN_RUNNING, ACTIVE_STATES)
-        waiting = [pool for pool, length in self._store.queue_lengths().items() if length]
+        waiting = {pool: length for pool, length in self._store.queue_lengths().items() if length}
         return Overview(
             running=tuple(self._story(job) for job in running),
-            queues=tuple(Queue(pool, tuple(self._store.queued(pool))) for pool in waiting),
+            queues=tuple(
+                Queue(pool, tuple(self._store.queued(pool, SHOWN_QUEUED)), length) for pool, length in waiting.items()
+            ),
             workers=tuple(self._store.workers()),
             frozen=self._store.frozen(),
             drained=tuple(self._store.drained().values()),

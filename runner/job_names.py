@@ -19,12 +19,11 @@ def find_job(store: StoreReader, wanted: str) -> JobRecord:
     Raises:
         JobError: None, or several.
     """
+    exact = store.find(wanted)
+    if exact is not None:
+        return exact
     live = store.jobs(SEARCHED_JOBS, LIVE_STATES)
     recent = store.jobs(SEARCHED_JOBS)
-    for jobs in (live, recent):
-        exact = [job for job in jobs if job.id == wanted]
-        if exact:
-            return exact[0]
     for jobs in (live, recent):
         started = [job for job in jobs if job.id.startswith(wanted)]
         of_project = [job for job in jobs if job.project == wanted]
@@ -34,6 +33,7 @@ def find_job(store: StoreReader, wanted: str) -> JobRecord:
                 return candidates[0]
         if of_project or started:
             raise _ambiguous(wanted, of_project or started)
+    # Tells that there is none, and which id comes near.
     return store.get(wanted)
 
 

@@ -30,6 +30,8 @@ _UNREADABLE_FREEZE = Freeze(reason="(unreadable)", by="?", at=datetime.fromtimes
 
 MAX_BLOCK_MS = 5000
 """The longest `StoreReader.feed` waits; below the client's socket timeout."""
+MOST_QUEUED = 1000
+"""Queued jobs of a pool that are read at most unless somebody asks for more."""
 
 
 class StoreReader:
@@ -58,6 +60,10 @@ class StoreReader:
         self._prefix = prefix
         self._told_newer: set[str] = set()
         self._scripts = StoreScripts(client, prefix, keep_events=retention.events)
+
+    def find(self, job_id: str) -> JobRecord | None:
+        """Read one job, if there is one of that id."""
+        return next(iter(self._records([job_id])), None)
 
     def get(self, job_id: str) -> JobRecord:
         """Read one job.
@@ -110,9 +116,9 @@ class StoreReader:
         _, position = self._run("position", job=self.get(job_id).id)
         return None if position is None else int(position)
 
-    def queued(self, pool: str) -> list[JobRecord]:
-        """Read a pool's queue, the next to run first."""
-        _, ids = self._run("order", pool=pool)
+    def queued(self, pool: str, limit: int = MOST_QUEUED) -> list[JobRecord]:
+        """Read the front of a pool's queue, the next to run first."""
+        _, ids = self._run("order", pool=pool, most=limit)
         return [job for job in self._records(ids) if job.state is JobState.QUEUED]
 
     def pools(self) -> list[str]:
@@ -155,6 +161,12 @@ class StoreReader:
         read = (_read(StoredEvent, row, f"An event of job {job_id}") for row in rows)
         return [stored for stored in read if stored is not None and stored.seq > after]
 
+    def latest_news(self) -> str:
+        """The cursor behind everything that has happened."""
+        with redis_at_hand():
+            count: Any = self.client.hget(self._key("counters"), "news")
+        return str(count or 0)
+
     def feed(self, cursor: str, block_ms: int) -> tuple[str, list[str]]:
         """Wait until any job has news.
 
@@ -177,14 +189,11 @@ class StoreReader:
 
     def workers(self, pool: str | None = None) -> list[WorkerInfo]:
         """Read the live workers, of one pool or of all, by name."""
-        live = []
-        with redis_at_hand():
-            for name in sorted(_texts(self.client.smembers(self._key("workers")))):
-                text: Any = self.client.get(self._key("worker", name))
-                if text is None:
-                    self.client.srem(self._key("workers"), name)
-                elif worker := _read(WorkerInfo, text, f"What worker {name} announced"):
-                    live.append(worker)
+        _, rows = self._run("workers")
+        announced = sorted(zip(rows[::2], rows[1::2], strict=True))
+        live = [
+            worker for name, text in announced if (worker := _read(WorkerInfo, text, f"What worker {name} announced"))
+        ]
         return [worker for worker in live if pool in (None, worker.pool)]
 
     # --- inside --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from runner.store_records import SCHEMA_VERSION
 _NAMES = (
     "submit", "claim", "renew", "append", "finish", "requeue", "expire", "stop", "settled",
     "position", "order", "claimable", "limits", "events", "forget", "origin", "decline", "readmit",
-    "obstacle",
+    "obstacle", "workers",
 )  # fmt: skip
 _TRANSITIONS = {state: dict.fromkeys(following, True) for state, following in TRANSITIONS.items()}
 

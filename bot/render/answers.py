@@ -26,7 +26,7 @@ from bot.story import Story
 from runner.errors import Problem, QLoRAError, SpecError
 from runner.jobs import JobRecord, JobState, WorkerInfo
 
-SHOWN_QUEUED = 10
+SHOWN_WORKERS = 10
 SHOWN_PROBLEMS = 40
 PROBLEM_LIMIT = 220
 SHOWN_PROJECTS = 40
@@ -166,11 +166,11 @@ def _queue_lines(queues: Sequence[Queue], now: datetime) -> list[str]:
         return ["*Queued* · nothing"]
     lines = []
     for queue in queues:
-        lines.append(f"*Queued* in pool {code(queue.pool)} · {len(queue.jobs)}")
-        for position, job in enumerate(queue.jobs[:SHOWN_QUEUED], start=1):
+        lines.append(f"*Queued* in pool {code(queue.pool)} · {queue.length}")
+        for position, job in enumerate(queue.jobs, start=1):
             lines.append(f"{position}. {code(job.id)} by {person(job.submitted_by)} · {_age(job.submitted_at, now)}")
-        if len(queue.jobs) > SHOWN_QUEUED:
-            lines.append(f"… and {len(queue.jobs) - SHOWN_QUEUED} more")
+        if queue.length > len(queue.jobs):
+            lines.append(f"… and {queue.length - len(queue.jobs)} more")
     return lines
 
 
@@ -251,7 +251,7 @@ def _stack_list(answer: StackList) -> Message:
     rows += [(library, *(pins.get(library, "—") for _, pins in stacks)) for library in names]
     below = [
         f"{code(worker.name)} · pool {code(worker.pool)} · nearest stack {code(worker.stack)}"
-        for worker in answer.workers[:SHOWN_QUEUED]
+        for worker in answer.workers[:SHOWN_WORKERS]
     ]
     return compose_with_table(["*Tested version stacks*"], rows, below or ["No worker is alive right now."])
 

@@ -209,24 +209,43 @@ local function place_submitter(pool, who)
     redis.call("ZADD", key("turns", pool), whole(score), who)
 end
 
--- How many jobs of a pool come before this queued one, and itself.
+-- How many jobs of a pool come before this queued one, and itself. What is known of the other submitters stands in
+-- their turns already; only for those who have more than one job before this one has Redis to be asked.
 local function position(job)
     local pool, who = field(job, "pool"), field(job, "submitted_by")
     local index = redis.call("ZRANK", own_queue(pool, who), job)
     if not index then
         return false
     end
-    local rank = math.floor(tonumber(redis.call("ZSCORE", own_queue(pool, who), job)) / RANK) * RANK
+    local rank = math.floor(tonumber(redis.call("ZSCORE", own_queue(pool, who), job)) / RANK)
     local level, own_seat, most = running(pool, who) + index, seat(pool, who), limit(pool, "max_running_per_user")
-    local before = 0
-    for _, other in ipairs(redis.call("ZRANGE", key("turns", pool), 0, -1)) do
-        local queue, has = own_queue(pool, other), running(pool, other)
-        local of_higher = redis.call("ZCOUNT", queue, "-inf", "(" .. whole(rank))
-        local down_to_rank = redis.call("ZCOUNT", queue, "-inf", "(" .. whole(rank + RANK))
-        local ahead = level - has + (seat(pool, other) < own_seat and 1 or 0)
-        ahead = math.max(of_higher, math.min(ahead, down_to_rank))
-        local unblocked = math.max(0, math.min(most - has, redis.call("ZCARD", queue)))
-        before = before + (level >= most and math.max(ahead, unblocked) or math.min(ahead, unblocked))
+    local above, below = "(" .. whole(rank * RANK), "(" .. whole((rank + 1) * RANK)
+    local before, turns = index, redis.call("ZRANGE", key("turns", pool), 0, -1, "WITHSCORES")
+    for entry = 1, #turns, 2 do
+        local other, score = turns[entry], tonumber(turns[entry + 1])
+        if other ~= who then
+            local first_rank, has = math.floor(score % BLOCKED / RANK), math.floor(score % RANK / LEVEL)
+            local ahead = level - has + (score % LEVEL < own_seat and 1 or 0)
+            if first_rank > rank then
+                ahead = 0
+            elseif first_rank < rank then
+                local of_higher = redis.call("ZCOUNT", own_queue(pool, other), "-inf", above)
+                local down_to_rank = redis.call("ZCOUNT", own_queue(pool, other), "-inf", below)
+                ahead = math.max(of_higher, math.min(ahead, down_to_rank))
+            elseif ahead > 1 then
+                ahead = math.min(ahead, redis.call("ZCOUNT", own_queue(pool, other), "-inf", below))
+            end
+            ahead = math.max(0, ahead)
+            if most < math.huge then
+                local unblocked = math.max(0, most - has)
+                if level >= most then
+                    ahead = math.max(ahead, math.min(unblocked, redis.call("ZCARD", own_queue(pool, other))))
+                else
+                    ahead = math.min(ahead, unblocked)
+                end
+            end
+            before = before + ahead
+        end
     end
     return before + 1
 end

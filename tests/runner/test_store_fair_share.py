@@ -265,3 +265,36 @@ def test_positions_are_the_real_order_of_claims_whatever_happened(
         end(store, Claim(job, int(store.client.hget(f"qlora:job:{job.id}", "token"))))  # type: ignore[arg-type]
     # Nothing of anybody's turn is left when nobody waits or runs.
     assert not [key for kind in ("queue", "turns", "seats", "active") for key in store.client.keys(f"qlora:{kind}:*")]
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def commands_of(store: Store, call: Callable[[], object]) -> int:
+    """Commands that Redis carried out for a call, those of its steps included."""
+    store.client.config_resetstat()
+    call()
+    stats: Any = store.client.info("commandstats")
+    return sum(stat["calls"] for name, stat in stats.items() if name not in {"cmdstat_info", "cmdstat_config|resetstat"})
+
+
+def test_a_submit_asks_redis_no_more_when_many_submitters_wait(store: Store, submit_job: Submit) -> None:
+    for number in range(3):
+        submit_job(submitted_by=f"U{number}")
+    few = commands_of(store, lambda: submit_job(submitted_by="UNEW1"))
+    for number in range(3, 60):
+        submit_job(submitted_by=f"U{number}")
+
+    many = commands_of(store, lambda: submit_job(submitted_by="UNEW2"))
+
+    assert many == few
+
+
+def test_the_front_of_a_queue_is_read_without_the_rest(store: Store, submit_job: Submit) -> None:
+    for who in ("U1", "U1", "U1", "U2", "U3"):
+        submit_job(submitted_by=who)
+    submit_job(submitted_by="U4", priority="high")
+    whole = store.queued("cpu")
+
+    assert len(whole) == 6
+    assert [store.queued("cpu", limit) for limit in (1, 3, 6, 9)] == [whole[:1], whole[:3], whole, whole]

@@ -89,7 +89,7 @@ def test_the_overview_says_first_what_is_frozen_and_which_hosts_are_drained(work
 
 
 def test_a_queue_lists_positions_and_ages(job: JobRecord, worker_info: WorkerInfo) -> None:
-    overview = Overview((), (Queue("cpu", (job,) * 12),), (worker_info,))
+    overview = Overview((), (Queue("cpu", (job,) * 10, length=12),), (worker_info,))
     lines = render_answer(overview, now=NOW).text.split("\n")
     assert lines[1:3] == ["*Queued* in pool `cpu` · 12", "1. `demo-k7x2q` by <@U0ANN> · 1 min 05 s ago"]
     assert lines[12] == "… and 2 more"
@@ -160,7 +160,7 @@ def _answers(job: JobRecord, worker: WorkerInfo) -> list[Answer]:
     return [
         Started(bad, 1, pool_is_served=False),
         StopAnswer(bad),
-        Overview((Story(bad),) * 60, (Queue(HOSTILE, (bad,) * 60),), (idle,) * 60),
+        Overview((Story(bad),) * 60, (Queue(HOSTILE, (bad,) * 60, length=60),), (idle,) * 60),
         JobStatus(bad, Story(bad), 3),
         JobList((bad,) * 60),
         ProjectList((listing,) * 60),
