@@ -6,7 +6,7 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
 
     job:<id>            hash    the record; also number, place, token (while an attempt holds it), claim,
                                 gpus and min_gpu_memory_gib (what it needs of a worker, 0: any memory),
-                                thinned (events left out), thin_at (length that is too long)
+                                thinned (events left out), bytes (of events), thin_at and bytes_at (when to thin)
     job:<id>:events     list    the history, one JSON `StoredEvent` each; measurements are thinned
     job:<id>:writes     list    ids of the last writes, to recognise repeats; expires a day after the job's end
     jobs:<state>        zset    job id -> number, one set for each state
@@ -45,6 +45,7 @@ from typing import Self
 from uuid import uuid4
 
 from runner.errors import JobError, PolicyError, UnavailableError
+from runner.event_size import within_size
 from runner.events import (
     ChildEvent,
     FinalEvent,
@@ -292,12 +293,12 @@ class Store(StoreSwitches):
         return Renewal(owned=status == "ok", stop_requested_by=stop_by or None)
 
     def append(self, claim: Claim, event: ChildEvent) -> None:
-        """Add an event to the job's history. The same event twice is one event.
+        """Add an event to the job's history, shortened where it is huge. The same event twice is one event.
 
         Raises:
             LostLease: The job is no longer this attempt's.
         """
-        event = redact_all(event)
+        event = within_size(redact_all(event))  # half a secret would not be known as one
         text = event.model_dump_json()
         status, _ = self._run(
             "append",
@@ -317,7 +318,7 @@ class Store(StoreSwitches):
             LostLease: The job is no longer this attempt's.
             IllegalMoveError: `job_cancelled` for a job that nobody asked to stop.
         """
-        event = redact_all(event)
+        event = within_size(redact_all(event))
         text = event.model_dump_json()
         status, answer = self._run(
             "finish",

@@ -17,6 +17,9 @@ _NAMES = (
     "position", "order", "claimable", "limits", "events", "forget", "origin", "decline", "readmit",
     "obstacle", "workers",
 )  # fmt: skip
+KEEP_BYTES = 1_000_000
+"""Of one job's events while it runs, a tenth when it is over. A thousand measurements have a third of that; above it,
+milestones are thinned out too."""
 _TRANSITIONS = {state: dict.fromkeys(following, True) for state, following in TRANSITIONS.items()}
 
 
@@ -52,6 +55,7 @@ class StoreScripts:
             "transitions": _TRANSITIONS,
             "reads": SCHEMA_VERSION,
             "keep_events": keep_events,
+            "keep_bytes": KEEP_BYTES,
             "measurements": MEASUREMENTS,
         }
         self._scripts = {

@@ -5,6 +5,7 @@ local args = cjson.decode(ARGV[1])
 
 -- Writes remembered per job, so that a repeat after a lost reply is recognised however late it comes.
 local REMEMBERED_WRITES = 64
+local WRITES_OF_AN_END = 8
 -- The feed only wakes readers up; what they missed is in the sorted set "news", which is never trimmed.
 local FEED_LENGTH = 1000
 
@@ -90,39 +91,45 @@ local function add_event(job, event)
     local events = key("job", job, "events")
     local seq = redis.call("LLEN", events) + tonumber(field(job, "thinned") or 0) + 1
     local attempt = field(job, "attempt")
-    redis.call("RPUSH", events, '{"seq":' .. seq .. ',"attempt":' .. attempt .. ',"event":' .. event .. "}")
+    local text = '{"seq":' .. seq .. ',"attempt":' .. attempt .. ',"event":' .. event .. "}"
+    redis.call("RPUSH", events, text)
+    redis.call("HINCRBY", job_key(job), "bytes", #text)
     local news = whole(redis.call("HINCRBY", key("counters"), "news", 1))
     redis.call("ZADD", key("news"), news, job)
     redis.call("XADD", key("feed"), "MAXLEN", "~", FEED_LENGTH, news .. "-0", "job", job)
 end
 
--- Numbers of the events of each kind of measurement, in order.
-local function measurements_in(history)
+-- The measurement that an event is; nothing for a milestone.
+local function measurement(text)
+    for _, kind in ipairs(args.measurements) do
+        -- Inside a text of the event's the quotes would be escaped.
+        if string.find(text, '"kind":"' .. kind .. '"', 1, true) then
+            return kind
+        end
+    end
+end
+
+local function kind_of(text)
+    return cjson.decode(text).event.kind
+end
+
+-- The events of a history by kind, in order; those for which `kind(text)` is nothing are left out.
+local function grouped(history, kind)
     local found = {}
     for index, text in ipairs(history) do
-        for _, kind in ipairs(args.measurements) do
-            -- Inside a text of the event's the quotes would be escaped.
-            if string.find(text, '"kind":"' .. kind .. '"', 1, true) then
-                found[kind] = found[kind] or {}
-                table.insert(found[kind], { index = index, seq = tonumber(string.match(text, '^{"seq":(%d+)')) })
-            end
+        local of_kind = kind(text)
+        if of_kind then
+            found[of_kind] = found[of_kind] or {}
+            table.insert(found[of_kind], { index = index, seq = tonumber(string.match(text, '^{"seq":(%d+)')) })
         end
     end
     return found
 end
 
--- Leaves every milestone, and of each kind of measurement an even choice with the first and the newest, so that about
--- `keep` events remain.
-local function thin(job, keep)
-    local events = key("job", job, "events")
-    local history = redis.call("LRANGE", events, 0, -1)
-    local found, measured = measurements_in(history), 0
-    for _, members in pairs(found) do
-        measured = measured + #members
-    end
-    local share = math.min(1, math.max(0, keep - (#history - measured)) / math.max(1, measured))
-    local dropped, count = {}, 0
-    for _, members in pairs(found) do
+-- What remains of a history when of each group a share stays: an even choice, always with the first and the newest.
+local function chosen(history, groups, share)
+    local dropped, kept = {}, {}
+    for _, members in pairs(groups) do
         local first, last = members[1].seq, members[#members].seq
         local pause = math.max(1, (last - first) / math.max(1, #members * share - 1))
         local mark = first
@@ -131,30 +138,66 @@ local function thin(job, keep)
                 mark = first + (math.floor((member.seq - first) / pause) + 1) * pause
             else
                 dropped[member.index] = true
-                count = count + 1
             end
         end
     end
-    if count == 0 then
+    for index, text in ipairs(history) do
+        if not dropped[index] then
+            table.insert(kept, text)
+        end
+    end
+    return kept
+end
+
+local function bytes_of(history)
+    local bytes = 0
+    for _, text in ipairs(history) do
+        bytes = bytes + #text
+    end
+    return bytes
+end
+
+-- Leaves every milestone and an even choice of the measurements, so that about `keep` events remain. Where these have
+-- more than `most_bytes`, something is wrong with the job: then an even choice of milestones too, in half of that.
+local function thin(job, keep, most_bytes)
+    local events = key("job", job, "events")
+    local history = redis.call("LRANGE", events, 0, -1)
+    local groups, measured = grouped(history, measurement), 0
+    for _, members in pairs(groups) do
+        measured = measured + #members
+    end
+    local share = math.min(1, math.max(0, keep - (#history - measured)) / math.max(1, measured))
+    local kept = chosen(history, groups, share)
+    local bytes = bytes_of(kept)
+    if bytes > most_bytes then
+        kept = chosen(kept, grouped(kept, kind_of), most_bytes / 2 / bytes)
+        bytes = bytes_of(kept)
+    end
+    redis.call("HSET", job_key(job), "bytes", bytes)
+    if #kept == #history then
         return
     end
     redis.call("DEL", events)
-    for index, text in ipairs(history) do
-        if not dropped[index] then
-            redis.call("RPUSH", events, text)
-        end
+    for _, text in ipairs(kept) do
+        redis.call("RPUSH", events, text)
     end
-    redis.call("HINCRBY", job_key(job), "thinned", count)
+    redis.call("HINCRBY", job_key(job), "thinned", #history - #kept)
 end
 
 -- Thins a history that has grown too long to half of what is kept, so that it costs little on average.
 local function thin_when_long(job)
-    local length = redis.call("LLEN", key("job", job, "events"))
-    if length > tonumber(field(job, "thin_at") or args.keep_events) then
-        thin(job, math.floor(args.keep_events / 2))
+    local events = key("job", job, "events")
+    local known = redis.call("HMGET", job_key(job), "thin_at", "bytes", "bytes_at")
+    local too_long = redis.call("LLEN", events) > tonumber(known[1] or args.keep_events)
+    if too_long or tonumber(known[2] or 0) > tonumber(known[3] or args.keep_bytes) then
+        thin(job, math.floor(args.keep_events / 2), args.keep_bytes)
         -- Where milestones alone fill it, not every further event may cost a look at all.
-        local left = redis.call("LLEN", key("job", job, "events"))
-        redis.call("HSET", job_key(job), "thin_at", math.max(args.keep_events, left + math.floor(args.keep_events / 4)))
+        local left, bytes = redis.call("LLEN", events), tonumber(field(job, "bytes"))
+        redis.call(
+            "HSET", job_key(job),
+            "thin_at", math.max(args.keep_events, left + math.floor(args.keep_events / 4)),
+            "bytes_at", math.max(args.keep_bytes, math.floor(bytes * 1.25))
+        )
     end
 end
 
@@ -375,8 +418,9 @@ local function move(job, to, event)
             redis.call("ZREM", key("declined", host), job)
         end
         redis.call("DEL", key("job", job, "declined"))
-        thin(job, math.floor(args.keep_events / 20))
-        -- A repeat that comes later than this meets a job that is over.
+        thin(job, math.floor(args.keep_events / 20), math.floor(args.keep_bytes / 10))
+        -- Repeats can only be of what came last; one that comes later than this meets a job that is over.
+        redis.call("LTRIM", key("job", job, "writes"), 0, WRITES_OF_AN_END - 1)
         redis.call("EXPIRE", key("job", job, "writes"), 86400)
     end
 end

@@ -13,6 +13,7 @@ from runner.jobs import JobRecord, WorkerInfo
 from runner.reports import Phase
 from runner.settings import Retention, load_settings
 from runner.store import Claim, Store
+from runner.store_scripts import KEEP_BYTES
 
 Submit = Callable[..., JobRecord]
 KEEP = 200
@@ -177,3 +178,41 @@ def test_retention_is_read_from_the_environment() -> None:
 
     assert settings.retention == Retention(events=500, days=7.5)
     assert load_settings({}).retention == Retention(events=1000, days=90)
+
+
+# --- jobs that say too much ------------------------------------------------------------------------------------------
+
+
+def bytes_of_events(store: Store, claim: Claim) -> int:
+    return int(store.client.memory_usage(f"qlora:job:{claim.job.id}:events", samples=0) or 0)
+
+
+def test_milestones_without_end_do_not_fill_redis(store: Store, claim: Claim) -> None:
+    most = 0
+    for number in range(400):
+        store.append(claim, AdapterSaved(path=f"{number} {'x' * 100_000}", size_bytes=number))
+        store.append(claim, PhaseStarted(phase=Phase.TRAINING))
+        most = max(most, bytes_of_events(store, claim))
+    running = store.events(claim.job.id)
+
+    store.finish(claim, JobFailed(code="dataset", message="m"))
+
+    assert most < 1.2 * KEEP_BYTES
+    kept = [stored.event.size_bytes for stored in running if isinstance(stored.event, AdapterSaved)]
+    assert (kept[0], kept[-1]) == (0, 399)
+    assert max(later - earlier for earlier, later in pairwise(kept)) <= 400 / 20
+    assert bytes_of_events(store, claim) < KEEP_BYTES / 5
+    history = store.events(claim.job.id)
+    assert [history[index].event.kind for index in (0, 1, -1)] == ["job_queued", "job_claimed", "job_failed"]
+    assert [stored.seq for stored in running] == sorted({stored.seq for stored in running})
+    for after in (0, 100, 799, 803):
+        assert store.events(claim.job.id, after=after) == [stored for stored in history if stored.seq > after]
+
+
+def test_an_end_of_a_megabyte_is_recorded_shortened(store: Store, claim: Claim) -> None:
+    job = store.finish(claim, JobFailed(code="internal", message="begin " + "x" * 1_000_000 + " end"))
+
+    assert job.error_message is not None
+    assert len(job.error_message) < 5000
+    assert "characters left out" in job.error_message
+    assert job.error_message.endswith(" end")
