@@ -76,7 +76,7 @@ class Bot:
         hold_s: float = HOLD_S,
         edit_every_s: float = EDIT_EVERY_S,
     ) -> None:
-        memory = DeliveryStore(store.client)
+        memory = DeliveryStore(store.client, retention=store.retention)
         self._work = ThreadPoolExecutor(DESK_THREADS, thread_name_prefix="desk")
         desk = Desk(Service(store, broker, projects_dir), self._work, memory)
         app = build_app(_client(access), desk)

@@ -1,29 +1,33 @@
 """What has been said in Slack, remembered in Redis; the only place of `bot/` that knows a Redis key.
 
-qlora:slack:job:<id>               hash   one job's thread
+qlora:slack:job:<id>               hash   one job's thread; goes with the job
     cursor                                number of the last event whose milestone is posted
     intent                                number of the post that may be on its way, absent when none is
     ts:<seq>                              time stamp of the message posted for event <seq>; ts:0 is the root message
     progress                              number of the event whose message progress is edited into
     classic                               "1" once the workspace has refused newer blocks
     refused                               Slack's code, once its refusal to post has been told to the requester
+    channel                               where the root message is
     done                                  "1" once nothing more will be said
 qlora:slack:thread:<channel>:<ts>  string the job whose root message it is
+qlora:slack:open                   set    jobs whose threads are not done
 qlora:slack:reporter               string who posts at present, expiring
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from redis import Redis
 
 from runner.redis_client import redis_at_hand
+from runner.settings import Retention
 
 PREFIX = "qlora:slack:"
-KEPT_S = 90 * 24 * 3600
-"""Seconds that a finished thread is remembered, so that a mention inside it still finds its job."""
+_OPEN = f"{PREFIX}open"
+_AT_ONCE = 1000
 ROOT = 0
 """The root message's number: events count from 1."""
 
@@ -63,10 +67,12 @@ class DeliveryStore:
 
     Args:
         redis: Built with `decode_responses=True`.
+        retention: A finished thread is remembered as long as its job, so that a mention inside it still finds that.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, retention: Retention = Retention()) -> None:  # noqa: B008 - frozen
         self._redis = redis
+        self._kept_s = max(1, round(retention.days * 86_400))
         self._renew = redis.register_script(_RENEW)
         self._release = redis.register_script(_RELEASE)
 
@@ -85,8 +91,10 @@ class DeliveryStore:
 
     def intend(self, job_id: str, seq: int) -> None:
         """Remember, before a post, that it may be on its way."""
-        with redis_at_hand():
-            self._redis.hset(_job_key(job_id), "intent", str(seq))
+        with redis_at_hand(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(_job_key(job_id), "intent", str(seq))
+            pipe.sadd(_OPEN, job_id)
+            pipe.execute()
 
     def give_up(self, job_id: str) -> None:
         """Forget an intent whose post is known not to have happened."""
@@ -96,7 +104,7 @@ class DeliveryStore:
     def remember_root(self, job_id: str, channel: str, ts: str) -> None:
         """Remember the root message, in one step with what finds the job again from its thread."""
         with redis_at_hand(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(_job_key(job_id), f"ts:{ROOT}", ts)
+            pipe.hset(_job_key(job_id), mapping={f"ts:{ROOT}": ts, "channel": channel})
             pipe.hdel(_job_key(job_id), "intent")
             pipe.set(_thread_key(channel, ts), job_id)
             pipe.execute()
@@ -125,9 +133,39 @@ class DeliveryStore:
         """Remember that nothing more will be said, and begin to forget."""
         with redis_at_hand(), self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(_job_key(job_id), "done", "1")
-            pipe.expire(_job_key(job_id), KEPT_S)
-            pipe.expire(_thread_key(channel, root_ts), KEPT_S)
+            pipe.srem(_OPEN, job_id)
+            pipe.expire(_job_key(job_id), self._kept_s)
+            pipe.expire(_thread_key(channel, root_ts), self._kept_s)
             pipe.execute()
+
+    def open_threads(self) -> set[str]:
+        """Jobs of which not everything has been said, as far as anything has."""
+        with redis_at_hand():
+            found: Any = self._redis.smembers(_OPEN)
+        return set(found)
+
+    def not_done(self, job_ids: Sequence[str]) -> list[str]:
+        """Those of which there may be something left to say."""
+        left: list[str] = []
+        for start in range(0, len(job_ids), _AT_ONCE):
+            some = job_ids[start : start + _AT_ONCE]
+            with redis_at_hand(), self._redis.pipeline(transaction=False) as pipe:
+                for job_id in some:
+                    pipe.hexists(_job_key(job_id), "done")
+                left += [job_id for job_id, done in zip(some, pipe.execute(), strict=True) if not done]
+        return left
+
+    def forget(self, job_id: str) -> None:
+        """Remove what is remembered of a job's thread."""
+        with redis_at_hand():
+            known: Any = self._redis.hmget(_job_key(job_id), "channel", f"ts:{ROOT}")
+            channel, root_ts = known
+            with self._redis.pipeline(transaction=True) as pipe:
+                if channel is not None and root_ts is not None:
+                    pipe.delete(_thread_key(channel, root_ts))
+                pipe.delete(_job_key(job_id))
+                pipe.srem(_OPEN, job_id)
+                pipe.execute()
 
     def job_of_thread(self, channel: str, ts: str) -> str | None:
         """The job whose root message that is."""

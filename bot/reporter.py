@@ -20,6 +20,7 @@ from bot.delivery import DeliveryStore
 from bot.job_thread import EDIT_EVERY_S, JobThread
 from bot.outbox import Outbox
 from runner.errors import UnavailableError
+from runner.jobs import FINAL_STATES
 from runner.store import Store
 
 HOLD_S = 15.0
@@ -31,6 +32,8 @@ LOOK_EVERY_S = 0.5
 REMEMBERED = timedelta(days=30)
 """How far back an ended job may lie whose thread is still completed after the bot was away."""
 AFTER_A_BUG_S = 30.0
+TIDY_EVERY_S = 3600.0
+"""Seconds between two looks for threads of jobs that are no more."""
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +118,7 @@ class Reporter:
         self._edit_every_s = edit_every_s
         self._threads = threads
         self._places: dict[str, _Place] = {}
+        self._tidy_at = time.monotonic()
         self._changed = threading.Condition()
 
     def run(self, stop: threading.Event) -> None:
@@ -147,15 +151,29 @@ class Reporter:
             return None
         if cursor is None:
             # The cursor first: what happens in between is then told by both.
-            cursor, _ = self._store.feed("0", 0)
-            unfinished = self._store.active_or_recent(datetime.now(UTC) - REMEMBERED)
-            news = [job.id for job in unfinished]
+            cursor = self._store.latest_news()
+            news = self._memory.not_done(self._store.active_or_recent(datetime.now(UTC) - REMEMBERED))
+            self._tidy_at = time.monotonic()
         else:
             cursor, news = self._store.feed(cursor, round(self._wait_s() * 1000))
         for job_id in news:
             self._wake(job_id, pool)
         self._wake_due(pool)
+        if time.monotonic() >= self._tidy_at:
+            self._tidy_at = time.monotonic() + TIDY_EVERY_S
+            self._tidy()
         return cursor
+
+    def _tidy(self) -> None:
+        """Let go of threads that nobody will ever finish: of jobs that are forgotten, and here of any that are over."""
+        with self._changed:
+            closed = {job_id for job_id, place in self._places.items() if place.thread.closed and not place.running}
+        for job_id, state in self._store.states(sorted(closed | self._memory.open_threads())).items():
+            if state is None:
+                self._memory.forget(job_id)
+            if job_id in closed and (state is None or state in FINAL_STATES):
+                with self._changed:
+                    self._places.pop(job_id, None)
 
     def _wait_s(self) -> float:
         with self._changed:

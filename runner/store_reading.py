@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, TypeVar
@@ -62,8 +62,15 @@ class StoreReader:
         self._scripts = StoreScripts(client, prefix, keep_events=retention.events)
 
     def find(self, job_id: str) -> JobRecord | None:
-        """Read one job, if there is one of that id."""
-        return next(iter(self._records([job_id])), None)
+        """Read one job, None where there is none of that id.
+
+        Raises:
+            JobError: `record-invalid`, where it is not one of ours.
+            UnavailableError: Also where a newer version of this software wrote it.
+        """
+        with redis_at_hand():
+            fields: Any = self.client.hgetall(self._key("job", job_id))
+        return read_job(fields) if fields else None
 
     def get(self, job_id: str) -> JobRecord:
         """Read one job.
@@ -72,11 +79,17 @@ class StoreReader:
             JobError: `job-not-found`, with the nearest id as a hint; `record-invalid`, where it is not one of ours.
             UnavailableError: Also where a newer version of this software wrote it.
         """
-        with redis_at_hand():
-            fields: Any = self.client.hgetall(self._key("job", job_id))
-        if not fields:
+        found = self.find(job_id)
+        if found is None:
             raise self._not_found(job_id)
-        return read_job(fields)
+        return found
+
+    def states(self, job_ids: Sequence[str]) -> dict[str, str | None]:
+        """Read only the states of jobs, None for those that are not there."""
+        with redis_at_hand(), self.client.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(self._key("job", job_id), "state")
+            return dict(zip(job_ids, pipeline.execute(), strict=True))
 
     def jobs(self, limit: int = 20, states: Iterable[JobState] | None = None) -> list[JobRecord]:
         """Read the newest jobs first, all or those in some states."""
@@ -88,14 +101,15 @@ class StoreReader:
         newest = sorted(((number, job_id) for rows in found for job_id, number in rows), reverse=True)
         return self._records([job_id for _, job_id in newest[:limit]])
 
-    def active_or_recent(self, since: datetime) -> list[JobRecord]:
-        """Read every job that is not over and every job that ended at `since` or later, oldest first."""
+    def active_or_recent(self, since: datetime) -> list[str]:
+        """Ids of the jobs that ended at `since` or later, in the order of their ends, and then of all not over."""
+        # In one moment: a job that moves meanwhile must be seen in neither two states nor none.
         with redis_at_hand(), self.client.pipeline(transaction=True) as moment:
-            for state in set(JobState) - FINAL_STATES:
-                moment.zrange(self._key("jobs", state), 0, -1)
             moment.zrangebyscore(self._key("finished"), microseconds(since), "+inf")
-            found: list[Any] = moment.execute()
-        return sorted(self._records(chain(*found)), key=lambda job: job.submitted_at)
+            for state in sorted(set(JobState) - FINAL_STATES):
+                moment.zrange(self._key("jobs", state), 0, -1, withscores=True)
+            ended, *active = moment.execute()
+        return [*ended, *(job_id for job_id, _ in sorted(chain(*active), key=lambda row: row[1]))]
 
     def count(self, states: Iterable[JobState]) -> int:
         """Count the jobs in some states."""

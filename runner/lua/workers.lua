@@ -1,5 +1,5 @@
--- workers(): the name of every live worker and what it has announced, in turn; and forgets those that have gone; in one step, because a worker may
--- announce itself between a look and a removal.
+-- workers(): the name of every live worker and what it has announced, in turn; forgets those that have gone. In one step,
+-- because a worker may announce itself between a look and a removal.
 local live = {}
 for _, name in ipairs(redis.call("SMEMBERS", key("workers"))) do
     local worker = redis.call("GET", key("worker", name))

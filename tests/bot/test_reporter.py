@@ -7,8 +7,9 @@ import logging
 import pytest
 
 from bot.delivery import DeliveryStore
-from runner.events import ChildEvent
+from runner.events import ChildEvent, JobFailed
 from runner.jobs import JobRecord, WorkerInfo
+from runner.settings import Retention
 from runner.spec import RunSpec
 from runner.store import Claim
 from tests.bot.stage import Stage, finish, wait_until
@@ -166,3 +167,50 @@ def test_a_deleted_progress_message_does_not_stop_the_thread(
         finish(stage.store, claim, good_run[14:])
         wait_until(lambda: stage.is_told(claim.job), "the whole thread")
     assert stage.last_reply(claim.job).startswith("✅ *Succeeded*")
+
+
+# --- what goes with a job --------------------------------------------------------------------------------------------
+
+
+def remembered(stage: Stage, job: JobRecord) -> list[str]:
+    """Keys that tell of a job's thread."""
+    root = stage.thread(job)[0]
+    keys = {str(key) for key in stage.store.client.scan_iter("qlora:slack:*")}
+    return sorted(key for key in keys if job.id in key or root.ts in key)
+
+
+def test_a_told_thread_is_remembered_as_long_as_its_job(stage: Stage, job: JobRecord) -> None:
+    memory = DeliveryStore(stage.store.client, retention=Retention(days=2))
+    with stage.reporting(memory=memory):
+        wait_until(lambda: stage.is_told(job), "the whole thread")
+
+    keys = remembered(stage, job)
+
+    assert len(keys) == 2
+    assert all(86_400 < stage.store.client.ttl(key) <= 2 * 86_400 for key in keys)
+    assert memory.open_threads() == set()
+
+
+def test_a_thread_that_was_never_finished_goes_with_its_job(stage: Stage, claim: Claim) -> None:
+    job = claim.job
+    with stage.reporting():
+        wait_until(lambda: len(stage.replies(job)) == 2, "the claim is told")
+    memory = DeliveryStore(stage.store.client)
+    assert memory.open_threads() == {job.id}
+    stage.store.finish(claim, JobFailed(code="dataset", message="m"))
+    stage.store.client.zadd("qlora:finished", {job.id: 1})
+    stage.store.forget()
+
+    with stage.reporting():
+        wait_until(lambda: memory.open_threads() == set(), "the bot tidies up")
+
+    assert remembered(stage, job) == []
+
+
+def test_a_bot_that_starts_looks_only_at_threads_that_are_not_done(
+    stage: Stage, job: JobRecord, demo_spec: RunSpec
+) -> None:
+    stage.report_to_the_end(job)
+    other = stage.submit(demo_spec, "wish-2")
+
+    assert DeliveryStore(stage.store.client).not_done([job.id, other.id, "gone-aaaaa"]) == [other.id, "gone-aaaaa"]

@@ -275,7 +275,9 @@ def commands_of(store: Store, call: Callable[[], object]) -> int:
     store.client.config_resetstat()
     call()
     stats: Any = store.client.info("commandstats")
-    return sum(stat["calls"] for name, stat in stats.items() if name not in {"cmdstat_info", "cmdstat_config|resetstat"})
+    return sum(
+        stat["calls"] for name, stat in stats.items() if name not in {"cmdstat_info", "cmdstat_config|resetstat"}
+    )
 
 
 def test_a_submit_asks_redis_no_more_when_many_submitters_wait(store: Store, submit_job: Submit) -> None:
