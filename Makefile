@@ -38,6 +38,7 @@ bench: $(VENV)/installed  ## figures, measured here and now
 	@$(BIN)/python -m tests.benchmarks.plan_accuracy
 	@$(BIN)/python -m tests.benchmarks.config_guard
 	@$(BIN)/python -m tests.benchmarks.training_parity
+	@$(BIN)/python -m tests.benchmarks.scale
 
 bench-gpu: $(VENV)/installed  ## training at Llama shapes against plain TRL; needs a CUDA device, takes 17 GB of disk
 	@$(BIN)/python -m tests.benchmarks.gpu_shapes
