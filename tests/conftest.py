@@ -70,7 +70,7 @@ def broker(redis_client: redis.Redis, valkey_url: str) -> Iterator[RedisBroker]:
     broker.client.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_spec() -> RunSpec:
     """A small valid snapshot of a project called `demo`, for pool `cpu`."""
     from runner.spec import Compute, DatasetShare, ProjectSpec, RunSpec, Trait  # noqa: PLC0415 - as above

@@ -167,7 +167,7 @@ local function thin(job, keep, most_bytes)
         measured = measured + #members
     end
     local share = math.min(1, math.max(0, keep - (#history - measured)) / math.max(1, measured))
-    local kept = chosen(history, groups, share)
+    local kept = share < 1 and chosen(history, groups, share) or history
     local bytes = bytes_of(kept)
     if bytes > most_bytes then
         kept = chosen(kept, grouped(kept, kind_of), most_bytes / 2 / bytes)

@@ -17,13 +17,19 @@ pytestmark = pytest.mark.timeout(600)
 
 HOSTS = ["host-1", "host-2", "host-3"]
 LEASE_S = 8.0
-DRAMATIQ = {word: f"${len(word)}\r\n{word}\r\n".encode() for word in ("enqueue", "fetch", "ack")}
-"""Its own words, each in requests of that kind."""
+WORDS = {
+    **{word: f"${len(word)}\r\n{word}\r\n".encode() for word in ("enqueue", "fetch", "ack")},  # Dramatiq's own
+    "append": b"phase_started",  # a milestone, because a measurement told twice may be thinned out at the end
+}
+"""What stands in requests of that kind and in no others."""
 
 
 @pytest.fixture(scope="module")
-def whole_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def whole_fleet(tmp_path_factory: pytest.TempPathFactory, run_spec: RunSpec) -> Iterator[Fleet]:
     with running_fleet(tmp_path_factory.mktemp("fleet"), HOSTS, lease_s=LEASE_S) as fleet:
+        # From here on the server knows every script: a lost reply is one to a step that was carried out.
+        fleet.submit(scripted_spec(run_spec, steps=20))
+        fleet.wait_for_ends()
         yield fleet
 
 
@@ -40,7 +46,7 @@ def test_a_lost_reply_costs_a_job_nothing(fleet: Fleet, run_spec: RunSpec, what:
     lines = [fleet.line, *(host.line for host in fleet.hosts.values())]
     before = [line.lost_replies for line in lines]
     for line in lines:
-        line.lose_reply(DRAMATIQ.get(what) or fleet.request_of(what))
+        line.lose_reply(WORDS.get(what) or fleet.request_of(what))
 
     job_id = fleet.submit(scripted_spec(run_spec, steps=20))
     wait_until(lambda: [line.lost_replies for line in lines] != before, f"a reply to {what} is lost")

@@ -65,7 +65,7 @@ pools, people, hosts = st.sampled_from("aaab"), st.sampled_from(PEOPLE), st.samp
 wishes = st.tuples(pools, people, st.sampled_from(list(RANKS)))
 numbers = st.integers(0, 7)
 """Which of those that there are, counted from the newest; of claims, from those that still hold their job."""
-few = st.sampled_from([None, None, None, 1, 2])
+few = st.sampled_from([None, None, 1, 2])
 seldom = st.sampled_from([False, False, False, True])
 twice = seldom
 """Whether the reply gets lost, so that the client sends the same again."""
@@ -84,10 +84,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.claims: list[Claim] = []
         self.numbers = count(1)
 
-    @initialize(wishes=st.lists(wishes, min_size=2, max_size=8))
-    def submit_some(self, wishes: list[tuple[str, str, Priority]]) -> None:
+    @initialize(wishes=st.lists(wishes, min_size=4, max_size=10), busy=st.lists(hosts, max_size=3))
+    def begin(self, wishes: list[tuple[str, str, Priority]], busy: list[str]) -> None:
         for wish in wishes:
             self.submit(wish, again=False)
+        for host in busy:
+            self.claim(POOLS[0], host, again=False)
 
     @rule(wish=wishes, again=twice)
     def submit(self, wish: tuple[str, str, Priority], again: bool) -> None:
@@ -137,6 +139,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.claims.append(claim)
         if again:
             assert self.store.claim(pool, _worker(pool, host), request_id=wish) == claim
+
+    @rule(host=hosts)
+    def claim_in_the_busier_pool(self, host: str) -> None:
+        if len(self.model.wishes) < MOST_WISHES:
+            self.claim(POOLS[0], host, again=False)
 
     @precondition(lambda self: self.model.wishes)
     @rule(which=numbers)
@@ -284,6 +291,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.unfreeze()
         for host in HOSTS:
             self.store.undrain(host)
+            for job_id in self.model.jobs:
+                self.store.readmit(job_id, host)
         for claim in self.claims:
             if self._job_of(claim)[1]:
                 self.store.finish(claim, ENDS[JobState.FAILED])

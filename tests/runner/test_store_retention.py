@@ -104,6 +104,18 @@ def test_a_finished_job_keeps_a_shorter_curve(tight: Store, claim: Claim) -> Non
     assert (steps(history)[0], steps(history)[-1]) == (1, 149)
 
 
+def test_a_short_history_stays_whole_when_its_job_is_over(store: Store, claim: Claim) -> None:
+    # Measurements at uneven distances, of which an even choice would leave some out.
+    for step, between in ((1, 0), (2, 3), (3, 0), (4, 1)):
+        store.append(claim, metrics(step))
+        for number in range(between):
+            store.append(claim, AdapterSaved(path=f"{step}-{number}", size_bytes=1))
+
+    store.finish(claim, JobFailed(code="dataset", message="m"))
+
+    assert steps(store.events(claim.job.id)) == [1, 2, 3, 4]
+
+
 def test_milestones_are_kept_however_many_there_are(tight: Store, claim: Claim) -> None:
     for number in range(KEEP + 50):
         tight.append(claim, AdapterSaved(path=str(number), size_bytes=1))
