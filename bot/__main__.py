@@ -57,10 +57,13 @@ def run() -> None:
     from bot.settings import load_bot_settings  # noqa: PLC0415 - as above
     from runner.queue import build_broker  # noqa: PLC0415 - as above
     from runner.reconciler import Reconciler  # noqa: PLC0415 - as above
+    from runner.redis_server import what_could_lose_jobs  # noqa: PLC0415 - as above
 
     settings = load_bot_settings()
     deadline = time.monotonic() + WAIT_S
     url, store = connect_redis(settings.runner, deadline=deadline)
+    for finding in what_could_lose_jobs(store.client):
+        _log.warning("%s", finding)
     access, team = connect_slack(settings, deadline=deadline)
     broker = build_broker(url)
     reconciler = Reconciler(store, broker)

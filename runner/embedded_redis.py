@@ -27,7 +27,8 @@ from typing import Self
 import redis
 
 from runner.errors import UnavailableError
-from runner.redis_client import build_client, without_password
+from runner.redis_address import without_password
+from runner.redis_client import build_client
 from runner.settings import RunnerSettings
 
 START_TIMEOUT_S = 30.0

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from typing import Any
 
 import redis
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ClusterDownError, NoPermissionError, NoScriptError, TryAgainError
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import AuthenticationError, ClusterDownError, NoPermissionError, NoScriptError, TryAgainError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from runner.errors import UnavailableError
+from runner.redis_address import parse_redis_url
 
 SOCKET_TIMEOUT_S = 10.0
 """Longer than the longest blocking read (`runner.store_reading.MAX_BLOCK_MS`)."""
 CONNECT_TIMEOUT_S = 5.0
+SENTINEL_TIMEOUT_S = 2.0
 RETRIES = 8
 """With pauses of 0.05 s doubling to 1 s: a Redis that restarts within about 5 s is never noticed."""
 
@@ -39,10 +42,10 @@ of somebody else's hangs, it has become a replica while we waited. redis-py has 
 def build_client(
     url: str, *, decode_responses: bool, retries: int = RETRIES, timeout_s: float = SOCKET_TIMEOUT_S
 ) -> redis.Redis:
-    """Build a client for `redis://`, `rediss://` or `unix://`; connects on first use.
+    """Build a client; connects on first use.
 
     Args:
-        url: Where Redis is, credentials included.
+        url: Where Redis is, credentials included, in one of the forms of `runner.redis_address`.
         decode_responses: True for the store, which holds text; False for Dramatiq, which holds bytes.
         retries: Further tries after a lost connection, a timeout or a read-only replica.
         timeout_s: How long an answer may take.
@@ -50,35 +53,27 @@ def build_client(
     Raises:
         UnavailableError: The URL cannot be meant.
     """
-    try:
-        return redis.Redis.from_url(
-            url,
-            decode_responses=decode_responses,
-            # Whoever has planted bytes that are no text is told so by the reader of the record, not by this client.
-            encoding_errors="replace",
-            protocol=2,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=min(timeout_s, CONNECT_TIMEOUT_S),
-            health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
-            retry_on_error=[redis.ReadOnlyError],
-        )
-    except ValueError as error:
-        raise UnavailableError(
-            f"{without_password(url)!r} is no Redis address: {error}",
-            hint="Set REDIS_URL to something like redis://:password@host:6379/0.",
-        ) from None
-
-
-def without_password(url: str) -> str:
-    """The same URL, fit for a log or a message."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # Nobody can tell where its password would stand.
-        return f"{url.partition('://')[0]}://…"
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+    address = parse_redis_url(url)
+    connection: dict[str, Any] = {
+        "decode_responses": decode_responses,
+        # Whoever has planted bytes that are no text is told so by the reader of the record, not by this client.
+        "encoding_errors": "replace",
+        "protocol": 2,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": min(timeout_s, CONNECT_TIMEOUT_S),
+        "health_check_interval": 30,
+        "retry": Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
+        "retry_on_error": [redis.ReadOnlyError],
+    }
+    if not address.sentinels:
+        return redis.Redis.from_pool(redis.ConnectionPool(**address.options | connection))
+    # A Sentinel that is away is passed over and not waited for: the next one knows as much.
+    asking = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S, "protocol": 2}
+    sentinels = Sentinel(  # type: ignore[no-untyped-call]
+        address.sentinels, sentinel_kwargs=address.sentinel_options | asking | {"retry": Retry(NoBackoff(), 0)}
+    )
+    client: redis.Redis = sentinels.master_for(address.master, **address.options | connection)  # type: ignore[no-untyped-call]
+    return client
 
 
 @contextmanager
@@ -108,7 +103,11 @@ def _is_refusal(error: redis.ResponseError) -> bool:
 
 
 def _unavailable(error: redis.RedisError) -> UnavailableError:
-    return UnavailableError(
-        f"Redis does not answer as it should: {error}",
-        hint="Check that it runs, that REDIS_URL is right, and that it has memory and disk left.",
-    )
+    hint = "Check that it runs, that REDIS_URL is right, and that it has memory and disk left."
+    if isinstance(error, AuthenticationError):
+        hint = "Check the user and the password in REDIS_URL."
+    elif isinstance(error, NoPermissionError):
+        hint = "Give the user of REDIS_URL what docs/operations.md lists."
+    elif "CERTIFICATE_VERIFY_FAILED" in str(error):
+        hint = "Name your own certificate authority at the end of REDIS_URL: ?ssl_ca_certs=/path/to/ca.pem."
+    return UnavailableError(f"Redis does not answer as it should: {error}", hint=hint)

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.errors import UnavailableError
@@ -43,8 +43,8 @@ class ChildLimits:
 class RunnerSettings:
     """Where things lie on this host and how patient we are."""
 
-    redis_url: str | None
-    """`REDIS_URL`: `redis://`, `rediss://` or `unix://`; None where none is configured."""
+    redis_url: str | None = field(repr=False)
+    """`REDIS_URL` in one of the forms of `runner.redis_address`; None where none is configured."""
     state_dir: Path
     """`QLORA_STATE_DIR`, default `.qlora`: everything that this machine writes unless told otherwise."""
     projects_dir: Path

@@ -60,6 +60,7 @@ from runner.events import (
 from runner.jobs import JobRecord, JobState, Priority, WorkerInfo, new_job_id
 from runner.redaction import redact_all
 from runner.redis_client import build_client, redis_at_hand
+from runner.redis_server import require_no_cluster
 from runner.settings import Retention
 from runner.spec import RunSpec
 from runner.store_records import (
@@ -131,12 +132,13 @@ class Store(StoreSwitches):
         """Connect and make sure that Redis answers.
 
         Raises:
-            UnavailableError: The URL cannot be meant, or nothing answers there.
+            UnavailableError: The URL cannot be meant, nothing answers there, or it is a server of a cluster.
         """
         client = build_client(url, decode_responses=True)
         try:
             with redis_at_hand():
                 client.ping()
+            require_no_cluster(client)
         except UnavailableError:
             client.close()
             raise

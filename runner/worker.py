@@ -35,6 +35,7 @@ from runner.pools import Gpu, Hindrance, Obstacle
 from runner.queue import build_broker, issue_ticket, queue_name
 from runner.readiness import Readiness, memory_bytes
 from runner.reconciler import Reconciler, look_every_s
+from runner.redis_server import what_could_lose_jobs
 from runner.settings import RunnerSettings
 from runner.slots import AttemptNote, Slots, take_slots
 from runner.standby import spawning
@@ -93,6 +94,8 @@ class PoolWorker:
         self._looking = threading.Lock()
         self._store = Store.connect(url, lease_s=settings.lease_s, retention=settings.retention)
         self._broker = build_broker(url)
+        for finding in what_could_lose_jobs(self._store.client):
+            logger.warning("%s", finding)
         now = datetime.now(UTC)
         versions = report_versions(describe_device(gpus))
         logger.info("Libraries of this worker:\n%s", format_versions(versions))

@@ -10,8 +10,10 @@ import os
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import psutil
@@ -164,6 +166,28 @@ def scripted(child_script: Callable[[str], Path]) -> Callable[[str], Spawn]:
         return spawn
 
     return make
+
+
+Working = Callable[[str, str], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def working(settings: RunnerSettings, scripted: Callable[[str], Spawn]) -> Working:
+    """Run a worker of pool `cpu` on the Redis of an address, whose children do what is written."""
+    from runner.worker import PoolWorker  # noqa: PLC0415 - few tests need Dramatiq
+
+    @contextmanager
+    def working(url: str, body: str) -> Iterator[None]:
+        worker = PoolWorker(settings, url, pool="cpu", name="w", spawn=scripted(body))
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            worker.stop()
+            thread.join()
+
+    return working
 
 
 @pytest.fixture
