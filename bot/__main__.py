@@ -11,7 +11,8 @@ import time
 from types import FrameType
 
 from runner.errors import QLoRAError
-from runner.settings import keep_files_private
+from runner.logs import configure_logging
+from runner.settings import keep_files_private, load_host, load_log_format
 
 WAIT_S = 30.0
 """Seconds to wait for Redis and the workspace at the start: parts of one machine come up in any order."""
@@ -29,13 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
 
         sys.stdout.write(format_manifest() + "\n")
         return 0
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
     for chatty in ("slack_bolt", "slack_sdk"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # Until everything runs, a signal ends the bot wherever it waits; from then on it is stopped in order.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     try:
+        configure_logging(load_log_format(), host=load_host())
         keep_files_private()
         run()
     except KeyboardInterrupt:

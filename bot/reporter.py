@@ -21,6 +21,7 @@ from bot.job_thread import EDIT_EVERY_S, JobThread
 from bot.outbox import Outbox
 from runner.errors import UnavailableError
 from runner.jobs import FINAL_STATES
+from runner.logs import logging_about
 from runner.store import Store
 
 HOLD_S = 15.0
@@ -225,7 +226,8 @@ class Reporter:
 
     def _call(self, thread: JobThread) -> float | None:
         try:
-            return thread.catch_up()
+            with logging_about(thread.job_id):
+                return thread.catch_up()
         except UnavailableError:
             # The main loop meets the same and tells of it once.
             return 1.0

@@ -9,11 +9,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
 from runner.errors import UnavailableError
 from runner.events import ChildEvent
+from runner.logs import in_this_context
 from runner.store import Claim, LostLease, Store
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,9 @@ class AttemptLink:
         self._something_to_send = threading.Event()
         # Daemons: a call that hangs in a dead network must not keep a stopping worker alive.
         self._threads = [
-            threading.Thread(target=self._guarded, args=(work,), name=f"{claim.job.id} {name}", daemon=True)
+            threading.Thread(
+                target=in_this_context(partial(self._guarded, work)), name=f"{claim.job.id} {name}", daemon=True
+            )
             for name, work in (("lease", self._keep_lease), ("events", self._forward))
         ]
 

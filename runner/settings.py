@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from runner.errors import UnavailableError
 
@@ -86,8 +87,29 @@ class RunnerSettings:
         return self.lock_dir or self.state_dir / "workers"
 
 
+LogFormat = Literal["auto", "json", "text"]
 LEAST_EVENTS = 100
 _MB = 1 << 20
+
+
+def load_host(environ: Mapping[str, str] = os.environ) -> str:
+    """Read `QLORA_HOST`, else the machine's name."""
+    return environ.get("QLORA_HOST") or socket.gethostname()
+
+
+def load_log_format(environ: Mapping[str, str] = os.environ) -> LogFormat:
+    """Read `QLORA_LOG_FORMAT`, which is wanted before anything else: how all else is told.
+
+    Raises:
+        UnavailableError: It is none of the formats.
+    """
+    text = environ.get("QLORA_LOG_FORMAT") or "auto"
+    for known in get_args(LogFormat):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    raise UnavailableError(
+        f"QLORA_LOG_FORMAT={text!r} is no format of logs.", hint=f"Use one of {', '.join(get_args(LogFormat))}."
+    )
 
 
 def _events(environ: Mapping[str, str], name: str, default: int) -> int:
@@ -155,7 +177,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> RunnerSettings:
         projects_dir=folder("QLORA_PROJECTS_DIR", Path("projects")),
         models_root=folder("QLORA_MODELS_ROOT", state_dir / "models"),
         output_root=folder("QLORA_OUTPUT_ROOT", state_dir / "outputs"),
-        host=environ.get("QLORA_HOST") or socket.gethostname(),
+        host=load_host(environ),
         lease_s=_number(environ, "QLORA_LEASE_S", 120.0),
         stop_grace_s=_number(environ, "QLORA_STOP_GRACE_S", 60.0),
         lock_dir=Path(environ["QLORA_LOCK_DIR"]).absolute() if environ.get("QLORA_LOCK_DIR") else None,

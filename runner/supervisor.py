@@ -32,6 +32,7 @@ from runner.events import (
 )
 from runner.host_limits import check_host_limits
 from runner.jobs import JobState
+from runner.logs import logging_about
 from runner.redaction import redact
 from runner.run_directory import RunDirectory, adopt_checkpoint, checkpoint_step, create_attempt, visible_step
 from runner.settings import RunnerSettings
@@ -75,7 +76,8 @@ def run_attempt(
         stopping: Set when the worker has to go: the child writes a checkpoint and the job is queued again.
         spawn: Starts the child; the training itself unless a test puts something else in its place.
     """
-    return _Attempt(store, claim, settings, stopping, spawn or spawn_training(settings)).run()
+    with logging_about(claim.job.id, claim.job.attempt):
+        return _Attempt(store, claim, settings, stopping, spawn or spawn_training(settings)).run()
 
 
 class _Ending:

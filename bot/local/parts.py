@@ -112,6 +112,8 @@ def _environment(settings: RunnerSettings) -> dict[str, str]:
         "QLORA_HOST": settings.host,
         "QLORA_LEASE_S": str(settings.lease_s),
         "QLORA_STOP_GRACE_S": str(settings.stop_grace_s),
+        # People read these, in the logs folder and when a part dies.
+        "QLORA_LOG_FORMAT": "text",
     }
 
 

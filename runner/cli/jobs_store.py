@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 from runner.embedded_redis import resolve_redis_url
 from runner.errors import UnavailableError
-from runner.settings import load_settings
+from runner.logs import configure_logging
+from runner.settings import load_log_format, load_settings
 from runner.store import Store
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def jobs_at() -> Iterator[tuple[Store, str]]:
     Raises:
         UnavailableError: Redis cannot be found, or does not answer.
     """
+    configure_logging(load_log_format(), level=logging.WARNING)
     settings = load_settings()
     url = resolve_redis_url(settings, wait_s=2.0)
     store = Store.connect(url, lease_s=settings.lease_s, retention=settings.retention)

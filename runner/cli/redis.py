@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 from runner.embedded_redis import serve
-from runner.settings import load_settings
+from runner.logs import configure_logging
+from runner.settings import load_log_format, load_settings
 
 
 def add_arguments(_: argparse.ArgumentParser) -> None:
@@ -15,6 +15,7 @@ def add_arguments(_: argparse.ArgumentParser) -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Serve until somebody ends it."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve(load_settings().state_dir)
+    log_format, settings = load_log_format(), load_settings()
+    configure_logging(log_format, host=settings.host)
+    serve(settings.state_dir)
     return 0

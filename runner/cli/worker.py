@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 from runner.errors import UsageError
-from runner.settings import load_settings
+from runner.logs import configure_logging
+from runner.settings import load_log_format, load_settings
 from runner.spec import NAME_PATTERN
 from runner.worker import run_worker
 
@@ -35,9 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.pool!r} is not a pool's name.",
             hint="Use 1 to 40 lower-case letters, digits, - and _, starting with a letter or digit.",
         )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_format, settings = load_log_format(), load_settings()
+    configure_logging(log_format, host=settings.host, pool=arguments.pool)
     return run_worker(
-        load_settings(),
+        settings,
         pool=arguments.pool,
         name=arguments.name,
         devices=arguments.devices,
