@@ -35,6 +35,7 @@ VERBS = {
     "unfreeze": "let jobs start again",
     "drain": "let nothing new start on one host",
     "undrain": "let a host take jobs again",
+    "metrics": "answer Prometheus' scrapes about all jobs",
     "versions": "compare the installed libraries with the tested ones",
     "schema": "print the JSON schema of a project file, or of datasets.toml",
     "redis": "run the embedded Valkey, for a machine without Redis",

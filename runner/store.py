@@ -25,6 +25,7 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
     finished            zset    job id -> when it ended, µs
     news                zset    job id -> count of all events when its last one came
     feed                stream  wakes up who waits for news; capped
+    totals              hash    pool, event kind and code or reason -> how many such events have moved a job
     counters            hash    number (jobs), token (fencing tokens), news (events), seat (ends of jobs)
     pools               set     every pool that ever had a job
     request:<id>        string  job id, for submits that come twice; expires after a week

@@ -14,7 +14,7 @@ from runner.store_records import SCHEMA_VERSION
 
 _NAMES = (
     "submit", "claim", "renew", "append", "finish", "requeue", "expire", "stop", "settled",
-    "position", "order", "claimable", "limits", "events", "forget", "origin", "decline", "readmit",
+    "position", "order", "claimable", "limits", "events", "figures", "forget", "origin", "decline", "readmit",
     "obstacle", "workers",
 )  # fmt: skip
 KEEP_BYTES = 1_000_000

@@ -394,6 +394,13 @@ local function enter(job, state)
     place_submitter(pool, who)
 end
 
+-- Counts an event that moves a job, for metrics: records are forgotten, sums are not.
+local function tally(job, event)
+    local told = cjson.decode(event)
+    local detail = told.code or told.reason or (told.kind == "job_claimed" and told.attempt > 1 and "again") or ""
+    redis.call("HINCRBY", key("totals"), field(job, "pool") .. " " .. told.kind .. " " .. detail, 1)
+end
+
 -- The only way from one state to another; the caller has asked may_move before its first write.
 local function move(job, to, event)
     local from, pool, who = field(job, "state"), field(job, "pool"), field(job, "submitted_by")
@@ -413,6 +420,7 @@ local function move(job, to, event)
     end
     enter(job, to)
     add_event(job, event)
+    tally(job, event)
     if is_final(to) then
         for _, host in ipairs(redis.call("SMEMBERS", key("job", job, "declined"))) do
             redis.call("ZREM", key("declined", host), job)
