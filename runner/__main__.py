@@ -29,6 +29,7 @@ VERBS = {
     "jobs": "list the latest jobs",
     "job": "say where one job stands",
     "logs": "show the end of what a job has printed, on its host",
+    "stop": "end a running job with a checkpoint, or take a queued one out",
     "retry": "queue a job again that is over, with other settings or from its checkpoint",
     "limits": "show or set how many jobs may run and wait in a pool",
     "freeze": "let nothing new start in any pool; running jobs go on",

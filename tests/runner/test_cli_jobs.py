@@ -114,6 +114,19 @@ def test_the_latest_jobs_are_listed_with_what_keeps_new_ones_from_starting(
     assert [line.partition(" ago  ")[2].strip() for line in lines[2:]] == ["position 1", "model on host-a", "dataset"]
 
 
+def test_a_queued_job_is_stopped_at_once_and_a_running_one_is_asked_to(
+    store: Store, submit_job: Submit, some_worker: WorkerInfo, capsys: Capture
+) -> None:
+    running, queued = submit_job(), submit_job()
+    assert store.claim(some_worker.pool, some_worker) is not None
+
+    assert run("stop", queued.id, capsys=capsys) == f"Job {queued.id} is cancelled.\n"
+    assert run("stop", running.id, capsys=capsys) == f"Job {running.id} writes a checkpoint on host-a and ends.\n"
+
+    assert [store.get(job.id).state for job in (running, queued)] == [JobState.STOPPING, JobState.CANCELLED]
+    assert "is over" in run("stop", queued.id, capsys=capsys, status=1)
+
+
 def test_one_job_is_told_by_the_start_of_its_id(store: Store, submit_job: Submit, capsys: Capture) -> None:
     former = store.request_stop(submit_job().id, "U2")
     job = submit_job(retry_of=former.id, priority="high")
