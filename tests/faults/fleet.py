@@ -103,6 +103,11 @@ class Fleet:
         return self.folder / "outputs"
 
     @property
+    def projects(self) -> Path:
+        """The projects folder of bot and hosts: a host whose copy differs declines the job."""
+        return self.folder / "projects"
+
+    @property
     def diary_path(self) -> Path:
         return self.folder / "diary.jsonl"
 
@@ -165,6 +170,7 @@ class Fleet:
             "REDIS_URL": through(host.line, self.server.url),
             "QLORA_STATE_DIR": str(self.folder / name),
             "QLORA_OUTPUT_ROOT": str(self.outputs),
+            "QLORA_PROJECTS_DIR": str(self.projects),
             "QLORA_LEASE_S": str(self.lease_s),
             "QLORA_HOST": name,
             **host.environ,

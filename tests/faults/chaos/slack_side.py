@@ -59,7 +59,7 @@ class SlackSide:
         """Ids of the jobs that the bot has told the person of."""
 
     def __enter__(self) -> Self:
-        projects = self._folder / "projects"
+        projects = self._fleet.projects
         projects.mkdir(parents=True)
         (projects / "typed.toml").write_text(PROJECT)
         (projects / "datasets.toml").write_text(CATALOG)
@@ -153,7 +153,7 @@ class SlackSide:
             "PATH": os.environ["PATH"],
             "REDIS_URL": through(self.line, self._fleet.server.url),
             "QLORA_STATE_DIR": str(self._folder),
-            "QLORA_PROJECTS_DIR": str(self._folder / "projects"),
+            "QLORA_PROJECTS_DIR": str(self._fleet.projects),
             "QLORA_LEASE_S": str(self._fleet.lease_s),
         }
         with Path(self._fleet.folder / f"{name}.log").open("ab") as log:
