@@ -158,5 +158,6 @@ def _faults_of(fleet: Fleet, attempt: Attempt) -> list[Fault]:
     return [
         fault
         for fault in fleet.faults
-        if meant(fault) and attempt.began <= fault.ended and fault.began <= attempt.ended_at + SOON_S
+        # A worker may have claimed just before it was put to sleep, and starts the child when it wakes up.
+        if meant(fault) and attempt.began <= fault.ended + SOON_S and fault.began <= attempt.ended_at + SOON_S
     ]
