@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import redis
 from redis.connection import parse_url
@@ -139,8 +139,10 @@ def _hosts(parts: SplitResult, *, default_port: int) -> tuple[tuple[str, int], .
 
 
 def _options(parts: SplitResult) -> dict[str, Any]:
+    # Not `geturl`, which leaves the slashes of unix:///path out.
+    url = f"{parts.scheme}://{parts.netloc}{urlunsplit(('', '', *parts[2:]))}"
     try:
-        options: dict[str, Any] = parse_url(parts.geturl())  # type: ignore[no-untyped-call]
+        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
     except ValueError as error:
         # redis-py names the option and not its value; of a host or a port nothing is left to be said here.
         raise _bad(str(error).rstrip(".")) from None

@@ -17,9 +17,10 @@ from runner.jobs import JobRecord, LostHost, WorkerInfo
 from runner.reports import RunSummary
 from runner.spec import Compute, RunSpec
 
-SCHEMA_VERSION = 1
-"""Raised when an older process could misread what a newer one writes. Every step that moves a job compares it first
-(`readable` in `lua/common.lua`), so that an older process leaves a newer job where it is."""
+SCHEMA_VERSION = 2
+"""Raised when an older process could misread what a newer one writes; 2 holds settings that a reader of 1 refuses.
+Every step that moves a job compares it first (`readable` in `lua/common.lua`), so that an older process leaves a newer
+job where it is."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -142,6 +142,8 @@ class _Attempt:
                 adopt_checkpoint(run_directory, job.retry_of)
             if chosen is not None:
                 self._link.send(chosen)
+            # A worker that was put to sleep since its claim starts nothing that it would have to stop at once.
+            self._link.insist(self._link.renew, give_up=self._out_of_time)
             with self._spawn(run_directory.path) as child:
                 end = self._watch(child)
             self._link.drain(give_up=self._out_of_time)

@@ -257,6 +257,16 @@ def test_a_lost_lease_stops_the_child_and_publishes_nothing(bench: Bench, script
     assert bench.kinds[-1] == "job_claimed"
 
 
+def test_a_worker_that_slept_past_its_lease_after_its_claim_starts_no_child(bench: Bench, scripted: Scripted) -> None:
+    claim = bench.claim()
+    take_the_job_away(bench)
+
+    attempt = Attempt(bench.store, claim, bench.settings, scripted("train()"))
+
+    assert attempt.wait() is AttemptEnd.LOST
+    assert attempt.children == []
+
+
 class AwayAtTheEnd(Store):
     """Redis goes away when the adapter has just been published."""
 
