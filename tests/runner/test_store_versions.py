@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from runner import store_records, store_scripts
 from runner.errors import UnavailableError
 from runner.events import JobSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
+from runner.spec import RunSpec
 from runner.store import Store
 from runner.store_records import SCHEMA_VERSION
 from tests.examples import SUMMARY
@@ -128,3 +129,19 @@ def test_a_job_that_an_older_version_has_queued_runs_to_its_end(
     assert (ended.id, ended.state, ended.spec.project.name) == ("demo-aaaaa", JobState.SUCCEEDED, "demo")
     assert ended.spec.project.lora.r == 8
     assert [stored.event.kind for stored in store.events(ended.id)] == ["job_queued", "job_claimed", "job_succeeded"]
+
+
+def setting_names(spec: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for name, value in spec.items():
+        yield f"{above}{name}"
+        if isinstance(value, dict):
+            yield from setting_names(value, f"{above}{name}.")
+
+
+def test_a_specification_holds_what_the_newest_written_record_holds() -> None:
+    """A setting more or less: raise `SCHEMA_VERSION`, and keep a record of that version beside the others."""
+    written = json.loads((RECORDS / f"job-v{SCHEMA_VERSION}.json").read_text(encoding="utf-8"))["record"]
+
+    read_again = json.loads(RunSpec.model_validate_json(written["spec"]).model_dump_json())
+
+    assert sorted(setting_names(json.loads(written["spec"]))) == sorted(setting_names(read_again))
