@@ -100,10 +100,15 @@ def test_a_limit_of_the_process_itself_counts(limit: str, held: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
-def test_this_process_holds_what_it_takes() -> None:
-    before = resident_bytes()
-    taken = bytearray(50_000_000)
-    after = resident_bytes()
-    assert before is not None
-    assert after is not None
-    assert after[0] - before[0] > len(taken) * 0.9
+def test_a_process_holds_what_it_takes() -> None:
+    # In a process of its own: one that ran other tests may take what it has just given back and still holds.
+    program = (
+        "from runner.host_memory import resident_bytes\n"
+        "before = resident_bytes()[0]\n"
+        "taken = b'1' * 50_000_000\n"
+        "print(resident_bytes()[0] - before)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert int(ended.stdout) > 45_000_000

@@ -179,7 +179,7 @@ def test_jobs_go_on_when_the_master_dies_and_the_sentinels_name_another(
 def test_a_server_of_a_cluster_is_refused_by_name(tmp_path: Path) -> None:
     port = _free_port()
     with (
-        running_server(tmp_path / "cluster", port, "cluster-enabled yes\n"),
+        running_server(tmp_path / "cluster", port, f"cluster-enabled yes\ncluster-port {_free_port()}\n"),
         pytest.raises(UnavailableError, match="REDIS_URL names a server of a Redis Cluster"),
     ):
         Store.connect(f"redis://127.0.0.1:{port}")

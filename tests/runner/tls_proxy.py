@@ -20,11 +20,24 @@ def tls_in_front_of(port: int) -> Iterator[int]:
     context.load_cert_chain(CERTIFICATES / "server.pem")
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        open_now = [writer]
+        try:
+            # Here and not before it: so a client that turns away in the middle of it is this task's to close, too.
+            await writer.start_tls(context)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+            open_now.append(far_writer)
+            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        except OSError:  # Whoever hangs up is a client's own business.
+            pass
+        finally:
+            # Also when the proxy ends: a loop that is closed first leaves open sockets behind.
+            for each in open_now:
+                each.close()
+                with suppress(OSError):
+                    await each.wait_closed()
 
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, ssl=context))
+    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     yield server.sockets[0].getsockname()[1]
@@ -35,11 +48,12 @@ def tls_in_front_of(port: int) -> Iterator[int]:
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):  # Whoever hangs up is a client's own business.
+    try:
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
-    writer.close()
+    finally:
+        writer.close()
 
 
 async def _end(server: asyncio.Server) -> None:

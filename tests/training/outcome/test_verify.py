@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from runner.errors import AdapterError
+from runner.errors import AdapterError, TrainingError
 from runner.spec import RunSpec
 from runner.training.loading.protected_load import load_on_rung
 from runner.training.loop.lora import add_lora
@@ -102,7 +102,7 @@ def test_a_verifying_process_that_dies_accepts_nothing(
         verifying.begin()
         verifying.result(StopSwitch())
 
-    with VerifyingProcess(run_dir, models_root) as verifying, pytest.raises(AdapterError, match="died with exit"):
+    with VerifyingProcess(run_dir, models_root) as verifying, pytest.raises(TrainingError, match="before it could say"):
         judge(verifying)
 
 
