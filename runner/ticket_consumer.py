@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,16 +34,16 @@ def wake_key(broker: RedisBroker, queue_name: str) -> str:
     return f"{broker.namespace}:{queue_name}.wake"
 
 
-class PatientConsumer(dramatiq.Consumer):
+class PatientConsumer(dramatiq.Consumer, ABC):
     """A consumer whose wait can be ended."""
 
+    @abstractmethod
     def leave(self, client: redis.Redis) -> None:
         """Take no further message, and do not wait for one.
 
         Args:
             client: Answers or fails soon.
         """
-        raise NotImplementedError
 
 
 class TicketConsumer(PatientConsumer):
