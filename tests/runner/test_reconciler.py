@@ -20,7 +20,7 @@ from runner.reconciler import Reconciler, clean, reconcile
 from runner.redis_client import build_client
 from runner.reports import Phase
 from runner.spec import RunSpec
-from runner.store import Store
+from runner.store import Claim, Store
 
 Submit = Callable[..., JobRecord]
 Eventually = Callable[..., None]
@@ -180,15 +180,23 @@ def test_a_killed_redis_loses_nothing_and_costs_nobody_his_lease(
         broker.client.close()
 
 
-def test_an_outage_for_everybody_costs_nobody_his_lease(
+@pytest.fixture
+def held_briefly(
     store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo, eventually: Eventually
-) -> None:
+) -> tuple[Store, Claim]:
+    """A job that is held under a lease of 0.6 seconds, and the store it was claimed through; Redis is at hand."""
     brief = Store(store.client, lease_s=0.6)
     eventually(lambda: reconcile(brief, broker) and brief.settled_s() > brief.lease_s)
     submit_job()
     claim = brief.claim(some_worker.pool, some_worker)
     assert claim is not None
+    return brief, claim
 
+
+def test_an_outage_for_everybody_costs_nobody_his_lease(
+    held_briefly: tuple[Store, Claim], broker: RedisBroker, eventually: Eventually
+) -> None:
+    brief, claim = held_briefly
     # Nobody reaches Redis for longer than a lease, and the first to come back is a reconciler.
     back_at = time.monotonic() + brief.lease_s
     eventually(lambda: time.monotonic() > back_at)
@@ -207,15 +215,10 @@ def set_clock(store: Store, hours: float) -> None:
 
 
 def test_a_clock_that_is_set_forward_costs_nobody_his_lease(
-    store: Store, broker: RedisBroker, submit_job: Submit, some_worker: WorkerInfo, eventually: Eventually
+    held_briefly: tuple[Store, Claim], broker: RedisBroker
 ) -> None:
-    brief = Store(store.client, lease_s=0.6)
-    eventually(lambda: reconcile(brief, broker) and brief.settled_s() > brief.lease_s)
-    submit_job()
-    claim = brief.claim(some_worker.pool, some_worker)
-    assert claim is not None
-
-    set_clock(store, 1)
+    brief, claim = held_briefly
+    set_clock(brief, 1)
 
     assert reconcile(brief, broker).expired == ()
     assert brief.renew(claim).owned is True

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import pytest
 from dramatiq.brokers.redis import RedisBroker
 
 from runner.canary import TryOut
@@ -22,19 +23,25 @@ from tests.runner.worker_processes import Workers
 
 Eventually = Callable[..., None]
 Submit = Callable[..., JobRecord]
+Running = Callable[..., AbstractContextManager[None]]
 
 
-@contextmanager
-def running(settings: RunnerSettings, url: str, spawn: Spawn, try_out: TryOut | None = None) -> Iterator[None]:
-    """A worker in a thread."""
-    worker = PoolWorker(settings, url, pool="cpu", name="w", spawn=spawn, try_out=try_out)
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        worker.stop()
-        thread.join()
+@pytest.fixture
+def running(valkey_url: str, scripted: Callable[[str], Spawn]) -> Running:
+    """Have a worker run in a thread; its jobs succeed."""
+
+    @contextmanager
+    def run(settings: RunnerSettings, try_out: TryOut | None = None) -> Iterator[None]:
+        worker = PoolWorker(settings, valkey_url, pool="cpu", name="w", spawn=scripted("succeed()"), try_out=try_out)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            worker.stop()
+            thread.join()
+
+    return run
 
 
 def why(store: Store) -> str:
@@ -47,10 +54,9 @@ def why(store: Store) -> str:
 def test_a_host_whose_canary_fails_takes_no_job_says_why_and_takes_it_once_it_has_passed(  # noqa: PLR0917 - fixtures
     store: Store,
     broker: RedisBroker,
-    valkey_url: str,
     settings: RunnerSettings,
     submit_job: Submit,
-    scripted: Callable[[str], Spawn],
+    running: Running,
     eventually: Eventually,
 ) -> None:
     mended = threading.Event()
@@ -63,7 +69,7 @@ def test_a_host_whose_canary_fails_takes_no_job_says_why_and_takes_it_once_it_ha
     job = submit_job()
     issue_ticket(broker, job.pool)
     hasty = dataclasses.replace(settings, canary_retry_s=0.05)
-    with running(hasty, valkey_url, scripted("succeed()"), try_out):
+    with running(hasty, try_out):
         eventually(lambda: why(store) == "unhealthy: The canary failed: CUDA error: no kernel image is available.")
         eventually(lambda: len(tries) > 2)
         assert store.get(job.id).state is JobState.QUEUED
@@ -74,12 +80,11 @@ def test_a_host_whose_canary_fails_takes_no_job_says_why_and_takes_it_once_it_ha
         eventually(lambda: why(store) == "idle: nothing")
 
 
-def test_a_worker_takes_no_job_while_its_canary_runs(  # noqa: PLR0917 - fixtures
+def test_a_worker_takes_no_job_while_its_canary_runs(
     store: Store,
-    valkey_url: str,
     settings: RunnerSettings,
     submit_job: Submit,
-    scripted: Callable[[str], Spawn],
+    running: Running,
     eventually: Eventually,
 ) -> None:
     passed = threading.Event()
@@ -89,7 +94,7 @@ def test_a_worker_takes_no_job_while_its_canary_runs(  # noqa: PLR0917 - fixture
         passed.wait()
         return None
 
-    with running(settings, valkey_url, scripted("succeed()"), try_out):
+    with running(settings, try_out):
         try:
             eventually(lambda: why(store).startswith("checking: "))
             assert store.get(job.id).state is JobState.QUEUED
@@ -101,19 +106,18 @@ def test_a_worker_takes_no_job_while_its_canary_runs(  # noqa: PLR0917 - fixture
 def test_a_worker_whose_disk_is_nearly_full_leaves_the_job_to_another_one(  # noqa: PLR0917 - fixtures
     store: Store,
     broker: RedisBroker,
-    valkey_url: str,
     settings: RunnerSettings,
     submit_job: Submit,
-    scripted: Callable[[str], Spawn],
+    running: Running,
     eventually: Eventually,
 ) -> None:
     job = submit_job()
     issue_ticket(broker, job.pool)
     full = dataclasses.replace(settings, min_free_disk_gib=1e9)
-    with running(full, valkey_url, scripted("succeed()")):
+    with running(full):
         eventually(lambda: "GiB are left under" in why(store))
         other = dataclasses.replace(settings, host="host-b")
-        with running(other, valkey_url, scripted("succeed()")):
+        with running(other):
             eventually(lambda: store.get(job.id).state is JobState.SUCCEEDED)
     assert store.get(job.id).host == "host-b"
 
