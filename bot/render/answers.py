@@ -8,7 +8,7 @@ from datetime import datetime
 from bot.commands import EXAMPLES, USAGE
 from bot.render.message import Message, compose, compose_with_table
 from bot.render.progress import describe_metrics
-from bot.render.text import bar, code, count, duration, escape, figure, keep_end, number, person
+from bot.render.text import ERROR_LIMIT, bar, code, count, duration, escape, figure, keep_end, number, person
 from bot.render.thread import frozen_line, kept_line
 from bot.service import (
     Answer,
@@ -30,7 +30,6 @@ SHOWN_WORKERS = 10
 SHOWN_PROBLEMS = 40
 PROBLEM_LIMIT = 220
 SHOWN_PROJECTS = 40
-ERROR_LIMIT = 2_500
 
 WHAT_IT_DOES = {
     "start": "check a project and queue a job; `key=value` changes a setting for this job",

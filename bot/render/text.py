@@ -10,6 +10,9 @@ import re
 
 from runner.redaction import redact
 
+ERROR_LIMIT = 2_500
+"""Characters of an error's message; its end is kept."""
+
 _USER_ID = re.compile(r"[UW][A-Z0-9]{2,}")
 _WHITE_SPACE = re.compile(r"\s+")
 

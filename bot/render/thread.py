@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import re
 
+from bot.render.before_training import (
+    render_config,
+    render_data,
+    render_model,
+    render_rung_failed,
+    render_versions,
+    same_versions,
+)
 from bot.render.evaluation import render_baseline, render_evaluation, trait_name
-from bot.render.message import Message, compose, compose_with_table
+from bot.render.message import Message, compose
 from bot.render.progress import render_progress
 from bot.render.text import (
+    ERROR_LIMIT,
     code,
     count,
     duration,
@@ -21,7 +30,6 @@ from bot.render.text import (
     keep_start,
     megabytes,
     number,
-    percent,
     person,
 )
 from bot.story import Story, tell
@@ -49,18 +57,11 @@ from runner.jobs import JobRecord
 from runner.main_settings import main_settings
 from runner.pools import Freeze
 from runner.reports import (
-    RUNG_WORDS,
-    DefectReport,
-    LoadReceipt,
-    PackageVersion,
     Resolved,
     RunSummary,
-    ShareReport,
 )
 
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{2,}")
-ERROR_LIMIT = 2_500
-"""Characters of an error's message; its end is kept."""
 
 
 def render_milestone(  # noqa: C901, PLR0911, PLR0912 - one short case a kind of event
@@ -90,17 +91,17 @@ def render_milestone(  # noqa: C901, PLR0911, PLR0912 - one short case a kind of
         case JobDeclined() as event:
             return _declined(event, story.record.pool)
         case VersionsReported() as event:
-            return None if _same_versions(event, story.versions) else _versions(event)
+            return None if same_versions(event, story.versions) else render_versions(event)
         case ConfigLoaded() as event:
-            return _config(event, story) if story.config is None else None
+            return render_config(event, story) if story.config is None else None
         case RungFailed() as event:
             told = any(event.failed.is_told_by(earlier) for earlier in story.failed_rungs)
-            return None if told else _rung_failed(event)
+            return None if told else render_rung_failed(event)
         case ModelLoaded() as event:
             told = story.model is not None and story.model.receipt.rung == event.receipt.rung
-            return None if told else _model(event)
+            return None if told else render_model(event)
         case DataMixed() as event:
-            return None if story.mix is not None and story.mix.shares == event.shares else _data(event)
+            return None if story.mix is not None and story.mix.shares == event.shares else render_data(event)
         case CheckpointChosen() as event:
             return _chosen(event)
         case BatchHalved() as event:
@@ -214,136 +215,6 @@ def _chosen(event: CheckpointChosen) -> Message:
     begins = f"goes on from that of step {number(event.step)}" if event.step else "starts again from the beginning"
     where = f"The checkpoint of step {number(event.newest_step)} lies on host {code(event.newest_host)}"
     return compose([f"⚠️ {where}, which this host does not see: the job {begins}"])
-
-
-def _same_versions(event: VersionsReported, told: VersionsReported | None) -> bool:
-    if told is None:
-        return False
-    return (event.packages, event.python, event.device) == (told.packages, told.python, told.device)
-
-
-def _versions(event: VersionsReported) -> Message:
-    differing = sum(package.difference != "same" for package in event.packages)
-    told = "all as tested" if not differing else f"{differing} of {len(event.packages)} differ from what is tested"
-    rows = [("Library", "Installed", "Verdict"), *(_version_row(package) for package in event.packages)]
-    below = [f"Python {escape(event.python)} · {escape(event.device)}", *map(_defect, event.defects)]
-    return compose_with_table([f"*Versions* · stack {code(event.stack)} · {told}"], rows, below)
-
-
-def _defect(defect: DefectReport) -> str:
-    mark = {"informative": "Good to know:", "worked-around": "⚠️ Worked around:", "cannot-work": "⛔ Cannot work:"}[
-        defect.severity
-    ]
-    told = f"{defect.affected}. {defect.cause} {defect.remedy}"
-    return f"{mark} {escape(told)} <{defect.url}|Upstream>"
-
-
-def _version_row(package: PackageVersion) -> tuple[str, str, str]:
-    verdict = {
-        "same": "as tested",
-        "patch": f"patch differs from {package.tested}",
-        "minor": f"minor differs from {package.tested}",
-        "major": f"major differs from {package.tested}",
-        "missing": f"missing; tested {package.tested}",
-        "untested": "not in this stack",
-    }[package.difference]
-    return (package.name, package.installed or "—", verdict)
-
-
-def _config(event: ConfigLoaded, story: Story) -> Message:
-    source = "config.json" if event.source == "config.json" else "the project"
-    architecture = f" · {code(event.architecture)}" if event.architecture else ""
-    revision = f"commit {code(event.revision)}" if event.revision else "a folder on the host"
-    kind = f"model_type {code(event.model_type)} from {source}"
-    lines = [
-        f"*Base model* {code(story.record.spec.project.base_model)} · {revision}",
-        f"*Config* {code(event.config_class)} · {kind}{architecture}",
-    ]
-    tokenizer = story.tokenizer
-    if tokenizer is not None:
-        pad = {
-            "existing": "its own",
-            "reserved": "a reserved one",
-            "unk": "the unknown token",
-            "eos": "the end token, safe here because masking goes by position",
-        }[tokenizer.pad_choice]
-        entries = f"{number(tokenizer.vocab_size)} entries"
-        lines.insert(
-            1, f"*Tokenizer* {code(tokenizer.tokenizer_class)} · {entries} · pad {code(tokenizer.pad_token)}, {pad}"
-        )
-        if tokenizer.workaround:
-            lines.append(f"⚠️ Worked around: {escape(tokenizer.workaround)}")
-    return compose(lines)
-
-
-def _rung_failed(event: RungFailed) -> Message:
-    failed = event.failed
-    known = f" ({code(failed.failure_class)}): {escape(failed.meaning)}" if failed.failure_class != "unknown" else ""
-    return compose([escape(keep_end(event.announcement, 2_500)), f"{code(failed.error_class)}{known}"])
-
-
-def _model(event: ModelLoaded) -> Message:
-    receipt = event.receipt
-    held = f"{megabytes(receipt.model_bytes)} of weights · {escape(receipt.compute_dtype)} on {escape(receipt.device)}"
-    if receipt.processes > 1:
-        held += f" · in each of {receipt.processes} processes"
-    told = [
-        f"Probe: loss {figure(receipt.probe_loss)}, gradient norm {figure(receipt.probe_grad_norm)}",
-        f"loaded in {duration(receipt.load_s)}",
-    ]
-    if receipt.load_peak_bytes is not None and receipt.steady_bytes is not None:
-        peak, steady = megabytes(receipt.load_peak_bytes), megabytes(receipt.steady_bytes)
-        told.append(f"loading took {peak} of memory at its peak, {steady} of it are kept")
-    lines = [escape(event.announcement), f"{_quantized(receipt)} · {held}", " · ".join(told)]
-    if receipt.failed:
-        failed = ", ".join(f"{RUNG_WORDS[one.rung]} ({code(one.error_class)})" for one in receipt.failed)
-        lines.append(f"Asked for {RUNG_WORDS[receipt.rung_asked]}; failed: {failed}")
-    if receipt.stored_quantization:
-        lines.append(f"The base model's files are stored quantized: {code(receipt.stored_quantization)}")
-    if receipt.warning:
-        lines.append(f"⚠️ {escape(keep_end(receipt.warning, 1_000))}")
-    if receipt.guard_interceptions:
-        lines.append(f"The config guard turned away {count(receipt.guard_interceptions, 'dict assignment')}")
-    return compose(lines)
-
-
-def _quantized(receipt: LoadReceipt) -> str:
-    if receipt.rung == "none":
-        return f"{count(receipt.linear_modules, 'linear module')}, none quantized"
-    bits = {"4bit": "4-bit", "8bit": "8-bit"}[receipt.rung]
-    share = f"{percent(receipt.quantized_share)} of the parameters"
-    return f"{receipt.quantized_modules} of {count(receipt.linear_modules, 'linear module')} are really {bits}, {share}"
-
-
-def _data(event: DataMixed) -> Message:
-    tokens = sum(share.trained_tokens for share in event.shares)
-    total = sum(share.total_tokens for share in event.shares)
-    rows: list[tuple[str, ...]] = [("Trait", "Dataset", "Rows used", "Trained tokens")]
-    for trait in event.traits:
-        shares = [share for share in event.shares if share.trait_type == trait.trait_type]
-        rows += [_share(share, tokens) for share in shares]
-        if len(shares) > 1:
-            told = f"{number(trait.trained_tokens)} · {percent(trait.token_share)}"
-            rows.append((trait.trait_type, "together", f"{number(trait.rows)}{_held_out(trait.held_out_rows)}", told))
-    below = [f"{count(event.rows, 'row')} · longest {count(event.longest_tokens, 'token')}"]
-    if total:
-        below[0] += f" · {percent(tokens / total)} of {count(total, 'token')} carry loss"
-    below += [f"⚠️ {escape(warning)}" for warning in event.warnings]
-    return compose_with_table(["*Data*"], rows, below)
-
-
-def _held_out(rows: int) -> str:
-    return f" · {number(rows)} held out" if rows else ""
-
-
-def _share(share: ShareReport, tokens: int) -> tuple[str, ...]:
-    most = f", at most {number(share.max_rows)}" if share.max_rows is not None else ""
-    return (
-        share.trait_type,
-        f"{share.dataset_name} ({share.dataset_id})",
-        f"{number(share.rows_used)} of {number(share.rows_available)}{most}{_held_out(share.held_out_rows)}",
-        f"{number(share.trained_tokens)} · {percent(share.trained_tokens / tokens if tokens else 0.0)}",
-    )
 
 
 def _verified(event: AdapterVerified) -> Message:
