@@ -214,8 +214,9 @@ class Training(Spec):
                 ("warmup_ratio", "warmup_steps"),
             )
         warmup = next((name for name in ("warmup_ratio", "warmup_steps") if getattr(self, name)), None)
+        length = self.warmup_ratio or self.warmup_steps
         yield from schedule_contradictions(
-            self.lr_scheduler_type, self.lr_scheduler_kwargs, warmup, self.warmup_steps, self.max_steps
+            self.lr_scheduler_type, self.lr_scheduler_kwargs, warmup, length, self.max_steps
         )
         yield from optimizer_contradictions(self.optim, self.optim_args, self._changed())
         if self.eval_strategy == "no":

@@ -63,6 +63,13 @@ def _told(problems: Problems, settings: str) -> str:
             "training.lr_scheduler_kwargs: has 4 num_decay_steps, which with the warmup are more than max_steps = 5",
         ),
         (
+            (
+                'lr_scheduler_type = "warmup_stable_decay"\nwarmup_ratio = 0.4\n'
+                "lr_scheduler_kwargs = { num_decay_steps = 4 }"
+            ),
+            "training.lr_scheduler_kwargs: has 4 num_decay_steps, which with the warmup are more than max_steps = 5",
+        ),
+        (
             "warmup_steps = 5",
             "training.warmup_steps: takes all of max_steps = 5, so that learning_rate is never reached; give it fewer",
         ),
