@@ -203,7 +203,7 @@ class WorkerInfo(Record):
         return "drained" if self.host in drained else "idle"
 
     def fits(self, compute: Compute) -> bool:
-        """Whether its devices suffice for a job: the rule of `lua/common.lua`, where claims follow it."""
+        """Whether its devices suffice for a job: the rule of `lua/shared/choice.lua`, where claims follow it."""
         wanted = compute.min_gpu_memory_gib or 0.0
         if not self.gpus:
             # There `gpus` are processes that share its cores.

@@ -12,7 +12,7 @@ carry an id and are carried out once. Time is Redis' own. Keys, behind the prefi
     jobs:<state>        zset    job id -> number, one set for each state
     queue:<pool>        zset    job id -> place (priority, then number) of every queued job
     queue:<pool>:<who>  zset    the same of one submitter
-    turns:<pool>        zset    submitter with queued jobs -> turn; the first is served next (`lua/common.lua`)
+    turns:<pool>        zset    submitter with queued jobs -> turn; the first is served next (`lua/shared/turns.lua`)
     seats:<pool>        hash    submitter with jobs -> number, greater for who came or was served later; breaks ties
     active:<pool>       set     ids of the running and stopping jobs
     active:<pool>:<who> set     the same of one submitter

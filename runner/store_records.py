@@ -19,8 +19,8 @@ from runner.spec import Compute, RunSpec
 
 SCHEMA_VERSION = 2
 """Raised when an older process could misread what a newer one writes; 2 holds settings that a reader of 1 refuses.
-Every step that moves a job compares it first (`readable` in `lua/common.lua`), so that an older process leaves a newer
-job where it is."""
+Every step that moves a job compares it first (`readable` in `lua/shared/record.lua`), so that an older process leaves a
+newer job where it is."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -48,7 +48,7 @@ def need_fields(compute: Compute) -> dict[str, str]:
 
 
 def worker_arguments(worker: WorkerInfo) -> dict[str, Any]:
-    """Who asks for work, and with which devices; `lua/common.lua` compares them with `need_fields`."""
+    """Who asks for work, and with which devices; `lua/shared/choice.lua` compares them with `need_fields`."""
     return {
         "host": worker.host,
         "worker": worker.name,

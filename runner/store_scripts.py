@@ -1,4 +1,4 @@
-"""Loads the store's Lua steps, which lie beside it in `lua/`, each behind what they share (`common.lua`)."""
+"""Loads the store's Lua steps, which lie beside it in `lua/`, each behind what they share (`lua/shared/`)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _NAMES = (
     "position", "order", "claimable", "limits", "events", "figures", "forget", "origin", "decline", "readmit",
     "obstacle", "workers",
 )  # fmt: skip
+_SHARED = ("record", "history", "turns", "choice", "moves")
+"""Each uses those before it."""
 KEEP_BYTES = 1_000_000
 """Of one job's events while it runs, a tenth when it is over. A thousand measurements have a third of that; above it,
 milestones are thinned out too."""
@@ -48,8 +50,7 @@ class StoreScripts:
     """
 
     def __init__(self, client: redis.Redis, prefix: str, *, keep_events: int) -> None:
-        folder = files("runner") / "lua"
-        common = (folder / "common.lua").read_text(encoding="utf-8")
+        shared = "".join(_lua(f"shared/{name}") for name in _SHARED)
         self._prefix = prefix
         self._shared = {
             "transitions": _TRANSITIONS,
@@ -58,10 +59,7 @@ class StoreScripts:
             "keep_bytes": KEEP_BYTES,
             "measurements": MEASUREMENTS,
         }
-        self._scripts = {
-            name: client.register_script(common + (folder / f"{name}.lua").read_text(encoding="utf-8"))
-            for name in _NAMES
-        }
+        self._scripts = {name: client.register_script(shared + _lua(name)) for name in _NAMES}
 
     def run(self, name: str, **arguments: Any) -> tuple[str, Any]:
         """Carry out one step.
@@ -72,3 +70,7 @@ class StoreScripts:
         text = json.dumps(arguments | self._shared)
         status, *rest = self._scripts[name](keys=[self._prefix], args=[text])
         return status, rest[0] if rest else None
+
+
+def _lua(name: str) -> str:
+    return (files("runner") / "lua" / f"{name}.lua").read_text(encoding="utf-8")

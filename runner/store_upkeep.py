@@ -31,7 +31,7 @@ _EXHAUSTED = {
 
 
 NEVER_US = 9_000_000_000_000_000
-"""A moment, µs since 1970, that does not come; `NEVER` in `lua/common.lua`."""
+"""A moment, µs since 1970, that does not come; `NEVER` in `lua/decline.lua`."""
 
 
 def events_of_giving_back(reason: Literal["host-lost", "worker-stopped"]) -> dict[str, str]:

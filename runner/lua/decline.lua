@@ -1,6 +1,23 @@
 -- decline(write, job, token, for_us, declined, cancelled): the worker that has claimed a job gives it back before it has
 -- begun, because its host cannot run it as it was asked. No attempt is spent, and the host does not claim it again until it
 -- readmits it; or, where `for_us` is given, for so long after the job came into the queue. "waited" where that is over.
+
+-- A moment that does not come.
+local NEVER = 9e15
+
+-- Whether any live worker of a job's pool is on a host that has not declined it.
+local function others_may_take(job)
+    for _, name in ipairs(redis.call("SMEMBERS", key("workers"))) do
+        local readable, worker = pcall(cjson.decode, redis.call("GET", key("worker", name)) or "")
+        if readable and type(worker) == "table" and worker.pool == field(job, "pool") and type(worker.host) == "string" then
+            if not has_declined(worker.host, job) then
+                return true
+            end
+        end
+    end
+    return false
+end
+
 if done_before(args.job) then
     return record(args.job)
 end
