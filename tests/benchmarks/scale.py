@@ -1,9 +1,11 @@
 """What many jobs and many workers cost Redis and those who wait for it.
 
-`make bench` runs all parts at their usual sizes, in about six minutes. One part, or other sizes:
+`make bench` runs all parts at their usual sizes. A part prints its figures when it ends, which takes `memory` and
+`fleet` some three minutes each. One part, or other sizes:
 
     python -m tests.benchmarks.scale submit claim memory idle fleet restart growth
     python -m tests.benchmarks.scale growth --finished 1000000
+    python -m tests.benchmarks.scale fleet --jobs 1000
 
 Real everywhere: Valkey with an append-only file, the store, Dramatiq's broker and its tickets, leases; `idle` starts
 the worker's own process, `memory` trains the demo. Simulated: the workers of `fleet` share four processes and their
@@ -60,6 +62,8 @@ def main() -> int:
     sizes = parser.parse_args()
     above = []
     for name in sizes.parts or PARTS:
+        # Some take minutes, and what kills them meanwhile should not look like a part that says nothing.
+        print(f"measuring {name} …", file=sys.stderr, flush=True)  # noqa: T201 - a benchmark prints
         with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(Path(folder)) as server:
             figures = PARTS[name](sizes, server.url, Path(folder))
         heading = {"part": name, "date": f"{datetime.now(UTC):%Y-%m-%d}", "cores": os.cpu_count()}

@@ -122,6 +122,8 @@ def measure_fleet(url: str, *, workers: int, jobs: int, users: int) -> dict[str,
         issue_ticket(broker, POOL)
     submitted_s = time.time() - started
     while store.count([JobState.QUEUED, JobState.RUNNING]):
+        if any(process.poll() is not None for process in fleet):
+            raise RuntimeError("a part of the fleet has ended before its jobs")
         time.sleep(0.5)
     ended_s = time.time() - started
     answers = [json.loads(process.communicate()[0]) for process in fleet]

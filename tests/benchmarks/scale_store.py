@@ -126,11 +126,14 @@ def measure_claim(url: str, *, queued: int, users: int) -> dict[str, Any]:
 def demo_events(folder: Path) -> list[ChildEvent]:
     """The events of a real training of the demo, in order, without those by which a child ends."""
     environ = {"QLORA_STATE_DIR": str(folder), "PATH": "/usr/bin:/bin"}
-    subprocess.run((sys.executable, "-m", "runner", "demo-model"), check=True, env=environ, capture_output=True)
-    run = subprocess.run(
-        (sys.executable, "-m", "runner", "train", "demo", "--json"), check=True, env=environ, capture_output=True
-    )
-    events: list[Any] = [parse_event(line) for line in run.stdout.splitlines()]
+
+    def runner(*arguments: str) -> bytes:
+        # What goes wrong is told on our own standard error.
+        command = (sys.executable, "-m", "runner", *arguments)
+        return subprocess.run(command, check=True, env=environ, stdout=subprocess.PIPE).stdout
+
+    runner("demo-model")
+    events: list[Any] = [parse_event(line) for line in runner("train", "demo", "--json").splitlines()]
     return [event for event in events if not isinstance(event, RunSucceeded | RunFailed | RunInterrupted)]
 
 
