@@ -170,8 +170,10 @@ class JobThread:
         if self._story is None:
             try:
                 self._story = Story(self._store.get(self.job_id))
-            except JobError:
-                # It ended so long ago that it has been forgotten between the news of it and now.
+            except JobError as error:
+                if error.code != "job-not-found":
+                    _log.warning("%s: its thread says nothing more. %s", self.job_id, error.message)
+                # Else it ended so long ago that it has been forgotten between the news of it and now.
                 self.finished = True
                 self._close()
                 return None

@@ -139,6 +139,16 @@ def test_a_job_that_redis_has_forgotten_meanwhile_is_not_asked_for_again(stage: 
     assert (thread.finished, thread.closed) == (True, True)
 
 
+def test_a_thread_whose_job_has_a_damaged_record_is_left_alone_and_the_log_says_so(
+    stage: Stage, job: JobRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = stage.job_thread(job, DeliveryStore(stage.store.client))
+    stage.store.client.hset(f"qlora:job:{job.id}", "spec", "{")
+    assert thread.catch_up() is None
+    assert thread.closed
+    assert f"{job.id}: its thread says nothing more. " in caplog.text
+
+
 def test_only_one_of_two_bots_reports(stage: Stage, job: JobRecord, expected: list[str]) -> None:
     with stage.reporting(), stage.reporting():
         wait_until(lambda: stage.is_told(job), "the whole thread")
