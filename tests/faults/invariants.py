@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.event_lines import MEASUREMENTS, StoredEvent
+from runner.event_lines import StoredEvent
 from runner.jobs import JobRecord, JobState
 from tests.faults.fleet import Fault, Fleet
 
 FINAL_KINDS = {"job_succeeded", "job_failed", "job_cancelled"}
 READ_AT_ONCE = 10**6
-SOON_S = 5.0
-"""Seconds between a signal that was sent and the child's word that it came; a busy machine takes its time."""
+TOLD_BY_A_RUN = {"phase_started", "training_started", "adapter_saved"}
+"""Milestones of every scripted child that came to its end."""
+LEFT_AT_LEAST = 40
+"""Events of a job that was thinned when it ended: a twentieth of `QLORA_KEEP_EVENTS`, by kinds in whole numbers."""
 
 
 @dataclass
@@ -52,7 +54,7 @@ def judge(fleet: Fleet) -> Verdict:
     for job in known.values():
         events = fleet.store.events(job.id)
         _judge_history(job, events, verdict)
-        _judge_results(fleet, job, attempts[job.id], verdict)
+        _judge_results(fleet, job, events, attempts[job.id], verdict)
         _judge_end(fleet, job, attempts[job.id], verdict)
     verdict.stopped += [f"the worker of {name} ended by itself" for name in fleet.died()]
     verdict.stopped += fleet.found_dead
@@ -74,17 +76,23 @@ class Attempt:
     end: str | None = None
     """How it ended by itself; None where it never said."""
     ended_at: float = float("inf")
+    """By its own word, else by when its worker began another: a worker has one at a time."""
 
 
 def _attempts(fleet: Fleet) -> dict[str, list[Attempt]]:
     found: dict[str, list[Attempt]] = defaultdict(list)
     by_pid: dict[tuple[str, int], Attempt] = {}
+    newest: dict[int, Attempt] = {}
     for entry in fleet.diary():
         key = entry["run"], entry["pid"]
         if entry["what"] == "began":
             run = Path(entry["run"])
-            by_pid[key] = Attempt(run, entry["worker"], entry["pid"], entry["at"])
-            found[run.parent.name].append(by_pid[key])
+            attempt = Attempt(run, entry["worker"], entry["pid"], entry["at"])
+            former = newest.get(attempt.worker)
+            if former is not None:
+                former.ended_at = min(former.ended_at, attempt.began)
+            by_pid[key] = newest[attempt.worker] = attempt
+            found[run.parent.name].append(attempt)
         elif entry["what"] == "asked to stop":
             # A signal may come before the first line.
             if key in by_pid:
@@ -102,7 +110,7 @@ def _judge_history(job: JobRecord, events: list[StoredEvent], verdict: Verdict) 
         verdict.doubled.append(f"{job.id}: an event stands in its history twice")
     kinds = [str(stored.event.kind) for stored in events]
     missing = set(range(1, numbers[-1] + 1)) - set(numbers)
-    if missing and len(missing) > numbers[-1] - len([kind for kind in kinds if kind not in MEASUREMENTS]):
+    if missing and len(events) < LEFT_AT_LEAST:
         verdict.disordered.append(f"{job.id}: events {sorted(missing)} are missing")
     ends = [kind for kind in kinds if kind in FINAL_KINDS]
     if len(ends) > 1:
@@ -112,14 +120,16 @@ def _judge_history(job: JobRecord, events: list[StoredEvent], verdict: Verdict) 
     if ends and kinds[-1] not in FINAL_KINDS:
         verdict.disordered.append(f"{job.id}: {kinds[-1]} after {ends[0]}")
     numbers_of_claims = [stored.attempt for stored in events if stored.event.kind == "job_claimed"]
-    if numbers_of_claims != list(range(1, len(numbers_of_claims) + 1)):
-        verdict.disordered.append(f"{job.id}: attempts {numbers_of_claims}")
+    if numbers_of_claims != list(range(1, job.attempt + 1)):
+        verdict.disordered.append(f"{job.id}: attempts {numbers_of_claims} of {job.attempt}")
     attempts = [stored.attempt for stored in events]
     if attempts != sorted(attempts):
         verdict.disordered.append(f"{job.id}: an attempt wrote after the next had begun: {attempts}")
 
 
-def _judge_results(fleet: Fleet, job: JobRecord, attempts: list[Attempt], verdict: Verdict) -> None:
+def _judge_results(
+    fleet: Fleet, job: JobRecord, events: list[StoredEvent], attempts: list[Attempt], verdict: Verdict
+) -> None:
     """An attempt that said it has an adapter, and whose own folder has it no more, has published it."""
     published = [each.run for each in attempts if each.end == "succeeded" and not (each.run / "adapter").exists()]
     folder = fleet.outputs / job.spec.project.output_directory / job.id / "adapter"
@@ -130,12 +140,16 @@ def _judge_results(fleet: Fleet, job: JobRecord, attempts: list[Attempt], verdic
             verdict.lost.append(f"{job.id} succeeded without a result")
         elif (folder / "adapter_model.safetensors").read_text() != published[-1].name:
             verdict.doubled.append(f"{job.id}: its result is not that of {published[-1].name}")
+        elif published[-1].name == f"attempt-{job.attempt}":
+            told = {str(stored.event.kind) for stored in events if stored.attempt == job.attempt}
+            if not told >= TOLD_BY_A_RUN:
+                verdict.lost.append(f"{job.id}: {sorted(TOLD_BY_A_RUN - told)} of {published[-1].name} are missing")
     elif published and not any(fault.job == job.id for fault in fleet.faults):
         verdict.doubled.append(f"{job.id} is {job.state} and was published by {[run.name for run in published]}")
 
 
 def _judge_end(fleet: Fleet, job: JobRecord, attempts: list[Attempt], verdict: Verdict) -> None:
-    if job.state is JobState.FAILED and not any(_faults_of(fleet, attempt) for attempt in attempts):
+    if job.state is JobState.FAILED and not (attempts and _faults_of(fleet, attempts[-1])):
         verdict.stopped.append(f"{job.id} failed: {job.error_code}: {job.error_message}")
     if job.state is JobState.CANCELLED and not any(fault.job == job.id for fault in fleet.faults):
         verdict.stopped.append(f"{job.id} was cancelled, and nobody asked for it")
@@ -158,6 +172,5 @@ def _faults_of(fleet: Fleet, attempt: Attempt) -> list[Fault]:
     return [
         fault
         for fault in fleet.faults
-        # A worker may have claimed just before it was put to sleep, and starts the child when it wakes up.
-        if meant(fault) and attempt.began <= fault.ended + SOON_S and fault.began <= attempt.ended_at + SOON_S
+        if meant(fault) and attempt.began <= fault.ended and fault.began <= attempt.ended_at
     ]

@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -67,6 +69,30 @@ def test_a_rolling_restart_under_load_costs_no_attempt_anything(fleet: Fleet, ru
     resumed = [event for job_id in jobs for event in fleet.events(job_id) if event.kind == "training_started"]
     assert sum(event.resumed_from_step > 0 for event in resumed) == len(given_back) > 0
     assert not any(fleet.job(job_id).lost_hosts for job_id in jobs)
+
+
+def test_the_judge_notices_a_stop_without_a_reason_and_an_event_that_is_gone(fleet: Fleet, run_spec: RunSpec) -> None:
+    long, short = (fleet.submit(scripted_spec(run_spec, steps=steps)) for steps in (400, 20))
+    fleet.wait_for(long, "checkpoint_saved")
+    host = fleet.job(long).host
+    assert host is not None
+    worker = fleet.hosts[host].pid
+    fleet.terminate(host)
+    fleet.start(host)
+    fleet.wait_for_ends()
+    assert judge(fleet).all == []
+
+    reason_unknown = judge(replace(fleet, faults=[]))
+    assert f"{long}/attempt-1 was asked to stop (worker {worker})" in reason_unknown.stopped
+
+    record, history = f"qlora:job:{short}", f"qlora:job:{short}:events"
+    first: Any = fleet.store.client.lpop(history)
+    fleet.store.client.hincrby(record, "thinned", 1)  # So the numbers of the others stay as they are.
+    try:
+        assert f"{short}: events [1] are missing" in judge(fleet).disordered
+    finally:
+        fleet.store.client.lpush(history, first)
+        fleet.store.client.hincrby(record, "thinned", -1)
 
 
 def test_a_thousand_queued_jobs_are_cancelled_at_once(fleet: Fleet, run_spec: RunSpec) -> None:
