@@ -18,11 +18,15 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", "projects/README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("source", ["runner/settings.py", "bot/settings.py"])
-def test_every_variable_that_is_read_is_in_the_readme(source: str) -> None:
-    read = set(re.findall(r'"((?:QLORA|SLACK|REDIS)_[A-Z_]+)"', (REPOSITORY / source).read_text(encoding="utf-8")))
-    assert read
-    assert {name for name in read if name not in README} == set()
+def test_the_readme_names_every_variable_that_is_read_and_no_page_names_another() -> None:
+    sources = [
+        path.read_text(encoding="utf-8") for room in ("bot", "runner") for path in (REPOSITORY / room).rglob("*.py")
+    ]
+    read = {name for source in sources for name in re.findall(r'"((?:QLORA|SLACK|REDIS)_[A-Z_]+)"', source)}
+    assert {"QLORA_HOST", "SLACK_BOT_TOKEN", "REDIS_URL"} <= read
+    assert {name for name in read if not re.search(rf"\b{name}\b", README)} == set()
+    pages = " ".join((REPOSITORY / page).read_text(encoding="utf-8") for page in PAGES)
+    assert set(re.findall(r"\bQLORA_[A-Z_]+", pages)) - read == set()
 
 
 def test_every_command_is_in_the_readme() -> None:
