@@ -271,15 +271,12 @@ class PoolWorker:
                 self._look_at_the_host()
                 now = {"last_seen_at": datetime.now(UTC), **self._readiness.measurements()}
                 self._store.announce(self._info.model_copy(update=now))
+                self._readmit()
             except UnavailableError as error:
                 logger.warning("Worker %s cannot announce itself: %s", self._info.name, error)
             except Exception:
                 # A bug of ours; unseen a worker is worth little, but what it trains is.
-                logger.exception("Worker %s cannot announce itself.", self._info.name)
-            try:
-                self._readmit()
-            except UnavailableError as error:
-                logger.warning("Cannot see which jobs host %s has declined: %s", self._info.host, error)
+                logger.exception("Worker %s cannot announce itself, or look at what it has declined.", self._info.name)
             self._changed.wait(look_every_s(self._store.lease_s))
             self._changed.clear()
         try:

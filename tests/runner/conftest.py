@@ -20,6 +20,7 @@ import psutil
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+from runner.canary import TryOut
 from runner.child import Child, Spawn
 from runner.errors import SpecError
 from runner.process_group import EVENTS_FD
@@ -168,7 +169,7 @@ def scripted(child_script: Callable[[str], Path]) -> Callable[[str], Spawn]:
     return make
 
 
-Working = Callable[[str, str], AbstractContextManager[None]]
+Working = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -177,8 +178,8 @@ def working(settings: RunnerSettings, scripted: Callable[[str], Spawn]) -> Worki
     from runner.worker import PoolWorker  # noqa: PLC0415 - few tests need Dramatiq
 
     @contextmanager
-    def working(url: str, body: str) -> Iterator[None]:
-        worker = PoolWorker(settings, url, pool="cpu", name="w", spawn=scripted(body))
+    def working(url: str, body: str, host: RunnerSettings = settings, try_out: TryOut | None = None) -> Iterator[None]:
+        worker = PoolWorker(host, url, pool="cpu", name="w", spawn=scripted(body), try_out=try_out)
         thread = threading.Thread(target=worker.run)
         thread.start()
         try:

@@ -7,8 +7,8 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,8 @@ from runner.settings import RunnerSettings, load_settings
 from runner.spec import DatasetEntry, RunSpec
 from runner.store import Store
 from runner.supervisor import AttemptEnd, run_attempt
-from runner.worker import PoolWorker
+
+Working = Callable[..., AbstractContextManager[None]]
 
 
 def git(folder: Path, *words: str) -> str:
@@ -175,34 +176,17 @@ def test_a_host_with_other_data_leaves_the_job_to_one_with_the_same(
     assert (declined.host, declined.reason) == ("host-a", "data-differs")
 
 
-@pytest.fixture
-def working(
-    host: RunnerSettings, valkey_url: str, scripted: Callable[[str], Spawn]
-) -> Callable[[], AbstractContextManager[None]]:
-    """Run a worker of that host while the block runs."""
-
-    @contextmanager
-    def work() -> Iterator[None]:
-        worker = PoolWorker(host, valkey_url, pool="cpu", name="w", spawn=scripted("succeed()"))
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        yield
-        worker.stop()
-        thread.join()
-
-    return work
-
-
-def test_a_worker_takes_a_job_that_it_has_declined_once_its_copy_matches(
+def test_a_worker_takes_a_job_that_it_has_declined_once_its_copy_matches(  # noqa: PLR0917 - fixtures
     store: Store,
     job: JobRecord,
     host: RunnerSettings,
-    working: Callable[[], AbstractContextManager[None]],
+    valkey_url: str,
+    working: Working,
     eventually: Callable[..., None],
 ) -> None:
     here, bots = host.projects_dir / "data" / "many", host.projects_dir.with_name("bot") / "data" / "many"
     shutil.rmtree(here)
-    with working():
+    with working(valkey_url, "succeed()", host):
         eventually(lambda: isinstance(store.events(job.id)[-1].event, JobDeclined))
         declined = store.events(job.id)[-1].event
         shutil.copytree(bots, here)
@@ -212,3 +196,31 @@ def test_a_worker_takes_a_job_that_it_has_declined_once_its_copy_matches(
     assert not declined.others
     kinds = [stored.event.kind for stored in store.events(job.id)]
     assert kinds.count("job_declined") == 1
+
+
+def test_a_worker_stays_on_the_list_where_looking_at_what_its_host_has_declined_fails(  # noqa: PLR0917 - fixtures
+    store: Store,
+    job: JobRecord,
+    host: RunnerSettings,
+    some_worker: WorkerInfo,
+    valkey_url: str,
+    working: Working,
+    eventually: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = []
+
+    def broken(*_: object) -> None:
+        looks.append(store.workers("cpu"))
+        raise RuntimeError("A bug of ours.")
+
+    claim = store.claim("cpu", some_worker.model_copy(update={"host": host.host}))
+    assert claim is not None
+    store.decline(claim, JobDeclined(reason="data-differs", host="", message="m"))
+    monkeypatch.setattr("runner.worker.tell_differences", broken)
+
+    with working(valkey_url, "succeed()", host):
+        eventually(lambda: len(looks) > 2)
+
+    assert looks[2][0].last_seen_at > looks[0][0].last_seen_at
+    assert store.get(job.id).state is JobState.QUEUED

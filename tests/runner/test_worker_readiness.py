@@ -4,44 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import pytest
 from dramatiq.brokers.redis import RedisBroker
 
-from runner.canary import TryOut
-from runner.child import Spawn
 from runner.jobs import JobRecord, JobState
 from runner.queue import issue_ticket
 from runner.settings import RunnerSettings
 from runner.spec import RunSpec
 from runner.store import Store
-from runner.worker import PoolWorker
 from tests.runner.worker_processes import Workers
 
 Eventually = Callable[..., None]
 Submit = Callable[..., JobRecord]
-Running = Callable[..., AbstractContextManager[None]]
-
-
-@pytest.fixture
-def running(valkey_url: str, scripted: Callable[[str], Spawn]) -> Running:
-    """Have a worker run in a thread; its jobs succeed."""
-
-    @contextmanager
-    def run(settings: RunnerSettings, try_out: TryOut | None = None) -> Iterator[None]:
-        worker = PoolWorker(settings, valkey_url, pool="cpu", name="w", spawn=scripted("succeed()"), try_out=try_out)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        try:
-            yield
-        finally:
-            worker.stop()
-            thread.join()
-
-    return run
+Working = Callable[..., AbstractContextManager[None]]
 
 
 def why(store: Store) -> str:
@@ -56,7 +34,8 @@ def test_a_host_whose_canary_fails_takes_no_job_says_why_and_takes_it_once_it_ha
     broker: RedisBroker,
     settings: RunnerSettings,
     submit_job: Submit,
-    running: Running,
+    valkey_url: str,
+    working: Working,
     eventually: Eventually,
 ) -> None:
     mended = threading.Event()
@@ -69,7 +48,7 @@ def test_a_host_whose_canary_fails_takes_no_job_says_why_and_takes_it_once_it_ha
     job = submit_job()
     issue_ticket(broker, job.pool)
     hasty = dataclasses.replace(settings, canary_retry_s=0.05)
-    with running(hasty, try_out):
+    with working(valkey_url, "succeed()", hasty, try_out):
         eventually(lambda: why(store) == "unhealthy: The canary failed: CUDA error: no kernel image is available.")
         eventually(lambda: len(tries) > 2)
         assert store.get(job.id).state is JobState.QUEUED
@@ -80,11 +59,12 @@ def test_a_host_whose_canary_fails_takes_no_job_says_why_and_takes_it_once_it_ha
         eventually(lambda: why(store) == "idle: nothing")
 
 
-def test_a_worker_takes_no_job_while_its_canary_runs(
+def test_a_worker_takes_no_job_while_its_canary_runs(  # noqa: PLR0917 - fixtures
     store: Store,
     settings: RunnerSettings,
     submit_job: Submit,
-    running: Running,
+    valkey_url: str,
+    working: Working,
     eventually: Eventually,
 ) -> None:
     passed = threading.Event()
@@ -94,7 +74,7 @@ def test_a_worker_takes_no_job_while_its_canary_runs(
         passed.wait()
         return None
 
-    with running(settings, try_out):
+    with working(valkey_url, "succeed()", settings, try_out):
         try:
             eventually(lambda: why(store).startswith("checking: "))
             assert store.get(job.id).state is JobState.QUEUED
@@ -108,16 +88,17 @@ def test_a_worker_whose_disk_is_nearly_full_leaves_the_job_to_another_one(  # no
     broker: RedisBroker,
     settings: RunnerSettings,
     submit_job: Submit,
-    running: Running,
+    valkey_url: str,
+    working: Working,
     eventually: Eventually,
 ) -> None:
     job = submit_job()
     issue_ticket(broker, job.pool)
     full = dataclasses.replace(settings, min_free_disk_gib=1e9)
-    with running(full):
+    with working(valkey_url, "succeed()", full):
         eventually(lambda: "GiB are left under" in why(store))
         other = dataclasses.replace(settings, host="host-b")
-        with running(other):
+        with working(valkey_url, "succeed()", other):
             eventually(lambda: store.get(job.id).state is JobState.SUCCEEDED)
     assert store.get(job.id).host == "host-b"
 
