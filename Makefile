@@ -22,7 +22,7 @@ test-expected: $(EXPECTED)/installed  ## the training tests on the stack of the 
 test-gpu: $(VENV)/installed  ## the tests that need a CUDA device, which the targets above leave out
 	$(BIN)/python -m pytest -m gpu
 
-chaos: $(VENV)/installed  ## kills and cuts at random moments for MINUTES=30, judged; SEED=N draws the same again
+chaos: $(VENV)/installed  ## kills and cuts at random moments for MINUTES=30, judged (SEED=N draws the same again); then the store against its model
 	$(BIN)/python -m tests.faults.chaos --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) --report .qlora/chaos.md
 	$(BIN)/python -m pytest -q tests/runner/test_store_machine.py --hypothesis-profile=chaos
 
