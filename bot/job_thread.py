@@ -16,7 +16,8 @@ from bot.render.thread import is_progress, render_milestone, render_refusal
 from bot.story import Story, tell
 from runner.errors import JobError
 from runner.event_lines import StoredEvent
-from runner.events import JobQueued, MetricsLogged
+from runner.events import MetricsLogged
+from runner.job_events import JobQueued
 from runner.jobs import why_none_takes
 from runner.store import Store
 

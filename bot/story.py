@@ -13,10 +13,20 @@ from runner.event_lines import StoredEvent
 from runner.events import (
     AdapterSaved,
     AdapterVerified,
-    AnyEvent,
     ConfigLoaded,
     DataMixed,
     Evaluated,
+    LossEvaluated,
+    MetricsLogged,
+    ModelLoaded,
+    PhaseStarted,
+    RungFailed,
+    TokenizerLoaded,
+    TrainingStarted,
+    VersionsReported,
+)
+from runner.job_events import (
+    AnyEvent,
     FinalEvent,
     JobCancelled,
     JobClaimed,
@@ -25,15 +35,7 @@ from runner.events import (
     JobQueued,
     JobRequeued,
     JobSucceeded,
-    LossEvaluated,
-    MetricsLogged,
-    ModelLoaded,
-    PhaseStarted,
-    RungFailed,
     StopRequested,
-    TokenizerLoaded,
-    TrainingStarted,
-    VersionsReported,
 )
 from runner.jobs import JobRecord
 from runner.reports import FailedRung, Phase

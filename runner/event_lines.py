@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from runner.events import AnyEvent
+from runner.job_events import AnyEvent
 from runner.reports import Record
 
 _ANY_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(

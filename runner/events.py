@@ -1,7 +1,7 @@
-"""What happens to a job, as small immutable records: the whole vocabulary between child, supervisor, store and bot.
+"""What happens in an attempt, as small immutable records; `runner.job_events` adds what happens to its job.
 
-Every event reads as a past fact and travels as one JSON object. The training child writes the first group, one object a
-line, on its own file descriptor; the store appends the second in the same step that changes the job's state. No I/O.
+Every event reads as a past fact and travels as one JSON object. These are written by the training child, one object a
+line, on its own file descriptor. No I/O.
 """
 
 from __future__ import annotations
@@ -36,9 +36,6 @@ class Event(Record):
 
     at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     """When it happened, UTC, by the clock of the process that saw it."""
-
-
-# --- written by the training child -------------------------------------------------------------------------------
 
 
 class VersionsReported(Event):
@@ -320,87 +317,6 @@ class RunInterrupted(Event):
     checkpoint: str | None
 
 
-# --- written by the store, together with a change of state ---------------------------------------------------------
-
-
-class JobQueued(Event):
-    """`job_queued`: accepted; `position` is 1 for the next to run."""
-
-    kind: Literal["job_queued"] = "job_queued"
-    position: int
-    pool: str
-
-
-class JobClaimed(Event):
-    """`job_claimed`: a worker has taken it."""
-
-    kind: Literal["job_claimed"] = "job_claimed"
-    worker: str
-    host: str
-    device: str
-    attempt: int
-    """1 for the first."""
-
-
-class JobRequeued(Event):
-    """`job_requeued`: its attempt ended in `phase` through no fault of its own; it is back in its place."""
-
-    kind: Literal["job_requeued"] = "job_requeued"
-    reason: Literal["host-lost", "worker-stopped"]
-    host: str
-    phase: Phase | None = None
-    step: int | None = None
-    """Optimizer steps of its newest checkpoint, None while it has none."""
-
-
-class JobDeclined(Event):
-    """`job_declined`: the host that had claimed it cannot run it as asked; back in its place, no attempt spent."""
-
-    kind: Literal["job_declined"] = "job_declined"
-    reason: Literal["data-differs", "checkpoint-elsewhere"]
-    host: str
-    message: str
-    """What is otherwise there, and what to do about it."""
-    others: bool = True
-    """Whether a live worker of its pool is on another host that has not declined it."""
-
-
-class StopRequested(Event):
-    """`stop_requested`: somebody asked a running job to stop."""
-
-    kind: Literal["stop_requested"] = "stop_requested"
-    by: str
-
-
-class JobSucceeded(Event):
-    """`job_succeeded`: the adapter is published."""
-
-    kind: Literal["job_succeeded"] = "job_succeeded"
-    summary: RunSummary
-    adapter_path: str
-    """The published folder on the host."""
-
-
-class JobFailed(Event):
-    """`job_failed`: over, without an adapter."""
-
-    kind: Literal["job_failed"] = "job_failed"
-    code: str
-    message: str
-    hint: str | None = None
-
-
-class JobCancelled(Event):
-    """`job_cancelled`: over, because somebody asked for it."""
-
-    kind: Literal["job_cancelled"] = "job_cancelled"
-    by: str
-    step: int | None = None
-    """Optimizer steps done, None when it never ran."""
-    checkpoint: str | None = None
-    """The last complete checkpoint on the host."""
-
-
 ChildEvent = (
     VersionsReported | PhaseStarted | TokenizerLoaded | ConfigLoaded | RungFailed | ModelLoaded | DataMixed
     | TrainingStarted | BatchHalved | MetricsLogged | LossEvaluated | CheckpointSaved | CheckpointChosen | Evaluated
@@ -408,8 +324,3 @@ ChildEvent = (
     | AdapterVerified | RunSucceeded | RunFailed | RunInterrupted
 )  # fmt: skip
 """What is written about a running attempt: by its training child, but for `CheckpointChosen`."""
-
-FinalEvent = JobSucceeded | JobFailed | JobCancelled
-"""The last event of a job; exactly one of them ends it."""
-
-AnyEvent = ChildEvent | JobQueued | JobClaimed | JobRequeued | JobDeclined | StopRequested | FinalEvent

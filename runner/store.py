@@ -42,7 +42,7 @@ from typing import Self
 from uuid import uuid4
 
 from runner.errors import JobError, PolicyError, UnavailableError
-from runner.events import JobCancelled, JobQueued, StopRequested
+from runner.job_events import JobCancelled, JobQueued, StopRequested
 from runner.jobs import JobRecord, Priority, new_job_id
 from runner.redis_client import build_client, redis_at_hand
 from runner.redis_server import require_no_cluster

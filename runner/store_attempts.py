@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from runner.event_size import within_size
-from runner.events import ChildEvent, FinalEvent, JobCancelled, JobClaimed, JobDeclined, JobFailed, JobSucceeded
+from runner.events import ChildEvent
+from runner.job_events import FinalEvent, JobCancelled, JobClaimed, JobDeclined, JobFailed, JobSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.redaction import redact_all
 from runner.store_records import (

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from runner.errors import JobError, UnavailableError
-from runner.events import CheckpointSaved, ChildEvent, FinalEvent, JobCancelled, JobFailed, JobSucceeded, PhaseStarted
+from runner.events import CheckpointSaved, ChildEvent, PhaseStarted
+from runner.job_events import FinalEvent, JobCancelled, JobFailed, JobSucceeded
 from runner.jobs import JobRecord, LostHost, WorkerInfo
 from runner.reports import RunSummary
 from runner.spec import Compute, RunSpec

@@ -6,7 +6,7 @@ import logging
 from typing import Any, Literal
 from uuid import uuid4
 
-from runner.events import JobCancelled, JobFailed, JobRequeued
+from runner.job_events import JobCancelled, JobFailed, JobRequeued
 from runner.jobs import MOST_LOSSES, POISON_LOSSES, JobRecord, JobState, WorkerInfo
 from runner.pools import Obstacle
 from runner.redis_client import redis_at_hand

@@ -19,18 +19,9 @@ from runner.child import Child, RunEnd, Spawn, spawn_training
 from runner.data_copies import tell_differences
 from runner.deaths import describe_hang
 from runner.errors import JobError, QLoRAError
-from runner.events import (
-    CheckpointChosen,
-    FinalEvent,
-    JobCancelled,
-    JobDeclined,
-    JobFailed,
-    JobSucceeded,
-    RunFailed,
-    RunInterrupted,
-    RunSucceeded,
-)
+from runner.events import CheckpointChosen, RunFailed, RunInterrupted, RunSucceeded
 from runner.host_limits import check_host_limits
+from runner.job_events import FinalEvent, JobCancelled, JobDeclined, JobFailed, JobSucceeded
 from runner.jobs import JobState
 from runner.logs import logging_about
 from runner.redaction import redact

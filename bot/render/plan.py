@@ -12,7 +12,7 @@ from typing import Literal
 from bot.render.message import Block, Message, button, fallback, section
 from bot.render.text import code, count, escape, figure, keep_start, megabytes, number, percent, person, plain
 from bot.story import Story
-from runner.events import JobCancelled, JobFailed, JobSucceeded
+from runner.job_events import JobCancelled, JobFailed, JobSucceeded
 from runner.reports import Phase
 
 STOP_ACTION = "stop_job"

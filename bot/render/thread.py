@@ -41,18 +41,12 @@ from runner.events import (
     ConfigLoaded,
     DataMixed,
     Evaluated,
-    JobCancelled,
-    JobClaimed,
-    JobDeclined,
-    JobFailed,
-    JobQueued,
-    JobRequeued,
-    JobSucceeded,
     ModelLoaded,
     RungFailed,
     TrainingStarted,
     VersionsReported,
 )
+from runner.job_events import JobCancelled, JobClaimed, JobDeclined, JobFailed, JobQueued, JobRequeued, JobSucceeded
 from runner.jobs import JobRecord
 from runner.main_settings import main_settings
 from runner.pools import Freeze

@@ -18,7 +18,8 @@ from bot.delivery import DeliveryStore
 from bot.reporter import REMEMBERED
 from runner.embedded_redis import EmbeddedRedis
 from runner.event_lines import parse_event
-from runner.events import ChildEvent, JobSucceeded, MetricsLogged, RunFailed, RunInterrupted, RunSucceeded
+from runner.events import ChildEvent, MetricsLogged, RunFailed, RunInterrupted, RunSucceeded
+from runner.job_events import JobSucceeded
 from runner.jobs import JobRecord, WorkerInfo
 from runner.projects import load_project
 from runner.queue import build_broker

@@ -16,7 +16,8 @@ from bot.outbox import Outbox
 from bot.reporter import Reporter
 from bot.workspace.records import Message
 from bot.workspace.server import LocalWorkspace
-from runner.events import ChildEvent, JobSucceeded, RunSucceeded
+from runner.events import ChildEvent, RunSucceeded
+from runner.job_events import JobSucceeded
 from runner.jobs import JobRecord
 from runner.spec import RunSpec
 from runner.store import Claim, Store

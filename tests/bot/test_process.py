@@ -18,7 +18,8 @@ import pytest
 
 from bot.delivery import DeliveryStore
 from bot.workspace.server import LocalWorkspace
-from runner.events import ChildEvent, JobSucceeded, RunSucceeded
+from runner.events import ChildEvent, RunSucceeded
+from runner.job_events import JobSucceeded
 from runner.jobs import JobRecord, WorkerInfo
 from runner.spec import RunSpec
 from runner.store import Store

@@ -7,7 +7,8 @@ import logging
 import pytest
 
 from bot.delivery import DeliveryStore
-from runner.events import ChildEvent, JobFailed
+from runner.events import ChildEvent
+from runner.job_events import JobFailed
 from runner.jobs import JobRecord, WorkerInfo
 from runner.settings import Retention
 from runner.spec import RunSpec

@@ -20,7 +20,8 @@ from bot.workspace.faults import DisconnectKind, FaultKind
 from bot.workspace.records import Message
 from bot.workspace.server import LocalWorkspace
 from runner.embedded_redis import EmbeddedRedis
-from runner.events import ChildEvent, JobCancelled, JobSucceeded, RunSucceeded
+from runner.events import ChildEvent, RunSucceeded
+from runner.job_events import JobCancelled, JobSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.queue import build_broker, tickets_waiting
 from runner.store import Claim, Store

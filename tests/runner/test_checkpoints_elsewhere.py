@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from runner.child import Spawn
-from runner.events import CheckpointChosen, JobDeclined
+from runner.events import CheckpointChosen
+from runner.job_events import JobDeclined
 from runner.jobs import JobRecord, WorkerInfo
 from runner.settings import RunnerSettings
 from runner.store import Store

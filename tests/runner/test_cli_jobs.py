@@ -11,7 +11,8 @@ import pytest
 from dramatiq.brokers.redis import RedisBroker
 
 from runner.__main__ import main
-from runner.events import JobFailed, PhaseStarted
+from runner.events import PhaseStarted
+from runner.job_events import JobFailed
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.pools import Gpu, Hindrance, Obstacle, PoolLimits
 from runner.projects import load_project

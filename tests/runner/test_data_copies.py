@@ -16,7 +16,7 @@ import pytest
 from runner.child import Spawn
 from runner.data_copies import tell_differences, with_data_copies
 from runner.errors import UnavailableError
-from runner.events import JobClaimed, JobDeclined, JobQueued
+from runner.job_events import JobClaimed, JobDeclined, JobQueued
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.settings import RunnerSettings, load_settings
 from runner.spec import DatasetEntry, RunSpec

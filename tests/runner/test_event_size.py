@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from runner.event_size import MOST_BYTES, within_size
-from runner.events import ChildEvent, DataMixed, Evaluated, JobFailed, MetricsLogged, RunFailed
+from runner.events import ChildEvent, DataMixed, Evaluated, MetricsLogged, RunFailed
+from runner.job_events import JobFailed
 from runner.reports import Sample
 from tests.examples import SHARE
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from runner import former_worker
-from runner.events import JobRequeued, PhaseStarted
+from runner.events import PhaseStarted
+from runner.job_events import JobRequeued
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.process_identity import ProcessIdentity
 from runner.reports import Phase

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from runner.child import Spawn
-from runner.events import AnyEvent, PhaseStarted, RunSucceeded, TrainingStarted
+from runner.events import PhaseStarted, RunSucceeded, TrainingStarted
 from runner.history import find_earlier_run
+from runner.job_events import AnyEvent
 from runner.planning import plan_from
 from runner.reports import Phase
 from runner.settings import RunnerSettings

@@ -15,7 +15,7 @@ import pytest
 from runner.__main__ import main
 from runner.cli.metrics import DEFAULT
 from runner.embedded_redis import EmbeddedRedis, _free_port
-from runner.events import JobFailed
+from runner.job_events import JobFailed
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.settings import Retention
 from runner.store import Store

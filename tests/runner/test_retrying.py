@@ -10,7 +10,8 @@ import pytest
 
 from runner.child import Spawn
 from runner.errors import JobError, SpecError, UnavailableError, UsageError
-from runner.events import CheckpointSaved, JobFailed, JobSucceeded
+from runner.events import CheckpointSaved
+from runner.job_events import JobFailed, JobSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.projects import load_project
 from runner.retrying import retry_spec

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from runner.errors import JobError, UnavailableError
-from runner.events import JobCancelled, JobClaimed, JobFailed, JobQueued, JobSucceeded, PhaseStarted, StopRequested
+from runner.events import PhaseStarted
+from runner.job_events import JobCancelled, JobClaimed, JobFailed, JobQueued, JobSucceeded, StopRequested
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.redis_client import build_client
 from runner.reports import Phase

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from runner.events import CheckpointSaved, JobCancelled, JobClaimed, JobDeclined, JobQueued
+from runner.events import CheckpointSaved
+from runner.job_events import JobCancelled, JobClaimed, JobDeclined, JobQueued
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.store import Claim, LostLease, Store
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.errors import PolicyError
-from runner.events import JobFailed, JobQueued
+from runner.job_events import JobFailed, JobQueued
 from runner.jobs import JobRecord, JobState, Priority, WorkerInfo
 from runner.pools import PoolLimits
 from runner.spec import RunSpec

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from runner import store as store_module
-from runner.events import JobCancelled, JobDeclined, JobFailed, JobSucceeded, MetricsLogged
+from runner.events import MetricsLogged
+from runner.job_events import JobCancelled, JobDeclined, JobFailed, JobSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.pools import PoolLimits
 from runner.settings import Retention

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from runner.events import CheckpointSaved, JobCancelled, JobFailed, JobRequeued, JobSucceeded, PhaseStarted
+from runner.events import CheckpointSaved, PhaseStarted
+from runner.job_events import JobCancelled, JobFailed, JobRequeued, JobSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.reports import Phase
 from runner.store import Claim, LostLease, Store

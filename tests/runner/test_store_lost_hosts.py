@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from runner.events import CheckpointSaved, ChildEvent, JobFailed, JobRequeued, PhaseStarted
+from runner.events import CheckpointSaved, ChildEvent, PhaseStarted
+from runner.job_events import JobFailed, JobRequeued
 from runner.jobs import MOST_LOSSES, JobRecord, JobState, WorkerInfo
 from runner.reports import Phase
 from runner.store import Claim, Store

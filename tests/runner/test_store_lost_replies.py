@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from runner.errors import JobError
-from runner.events import JobCancelled, JobFailed, PhaseStarted
+from runner.events import PhaseStarted
+from runner.job_events import JobCancelled, JobFailed
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.reports import Phase
 from runner.spec import RunSpec

@@ -25,16 +25,8 @@ from hypothesis.stateful import (
 )
 
 from runner.errors import JobError, PolicyError
-from runner.events import (
-    CheckpointSaved,
-    ChildEvent,
-    FinalEvent,
-    JobCancelled,
-    JobDeclined,
-    JobFailed,
-    JobSucceeded,
-    PhaseStarted,
-)
+from runner.events import CheckpointSaved, ChildEvent, PhaseStarted
+from runner.job_events import FinalEvent, JobCancelled, JobDeclined, JobFailed, JobSucceeded
 from runner.jobs import FINAL_STATES, JobState, Priority, WorkerInfo
 from runner.pools import PoolLimits
 from runner.reports import Phase

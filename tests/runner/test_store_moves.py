@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runner.errors import JobError
-from runner.events import JobCancelled, JobFailed, JobSucceeded
+from runner.job_events import JobCancelled, JobFailed, JobSucceeded
 from runner.jobs import FINAL_STATES, TRANSITIONS, JobRecord, JobState, WorkerInfo
 from runner.store import Claim, IllegalMoveError, Store
 from tests.examples import SUMMARY

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 
 from runner.event_lines import MEASUREMENTS, StoredEvent
-from runner.events import AdapterSaved, CheckpointSaved, JobFailed, LossEvaluated, MetricsLogged, PhaseStarted
+from runner.events import AdapterSaved, CheckpointSaved, LossEvaluated, MetricsLogged, PhaseStarted
+from runner.job_events import JobFailed
 from runner.jobs import JobRecord, WorkerInfo
 from runner.reports import Phase
 from runner.settings import Retention, load_settings

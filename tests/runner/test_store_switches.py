@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from dramatiq.brokers.redis import RedisBroker
 
-from runner.events import JobFailed
+from runner.job_events import JobFailed
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.queue import tickets_waiting
 from runner.reconciler import reconcile

@@ -13,7 +13,7 @@ import pytest
 from runner import store as store_module
 from runner import store_records, store_scripts
 from runner.errors import UnavailableError
-from runner.events import JobSucceeded
+from runner.job_events import JobSucceeded
 from runner.jobs import JobRecord, JobState, WorkerInfo
 from runner.spec import RunSpec
 from runner.store import Store

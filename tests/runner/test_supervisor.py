@@ -12,7 +12,7 @@ import pytest
 from runner.child import Child, Spawn
 from runner.embedded_redis import EmbeddedRedis
 from runner.errors import UnavailableError
-from runner.events import FinalEvent
+from runner.job_events import FinalEvent
 from runner.jobs import JobRecord, JobState
 from runner.redis_client import build_client
 from runner.settings import ChildLimits, Retention, RunnerSettings, load_settings

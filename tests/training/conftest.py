@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from runner.event_lines import parse_event
-from runner.events import AnyEvent
+from runner.job_events import AnyEvent
 from runner.spec import DatasetEntry, ProjectSpec, RunSpec
 from runner.training.demo_model import build_demo_model
 from tests.training.model_folders import copy_tokenizer

@@ -19,7 +19,6 @@ import torch
 from runner.event_lines import parse_event
 from runner.events import (
     AdapterVerified,
-    AnyEvent,
     LossEvaluated,
     MetricsLogged,
     ModelLoaded,
@@ -28,6 +27,7 @@ from runner.events import (
     TrainingStarted,
     VersionsReported,
 )
+from runner.job_events import AnyEvent
 from runner.spec import RunSpec
 from runner.training.accelerator import choose_device, describe
 from runner.training.data.mix import mix_data

@@ -16,7 +16,6 @@ import torch
 from runner.errors import TrainingError
 from runner.event_lines import parse_event
 from runner.events import (
-    AnyEvent,
     CheckpointSaved,
     LossEvaluated,
     MetricsLogged,
@@ -28,6 +27,7 @@ from runner.events import (
     TrainingStarted,
     VersionsReported,
 )
+from runner.job_events import AnyEvent
 from runner.spec import RunSpec
 from runner.training import ranks
 from runner.training.data.mix import mix_data

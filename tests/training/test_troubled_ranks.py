@@ -14,7 +14,8 @@ import pytest
 from moving_hub import NAME, MovingHub, moving_hub  # type: ignore[import-not-found]  # beside this file
 
 from runner.event_lines import parse_event
-from runner.events import AnyEvent, BatchHalved, Evaluated, MetricsLogged, RunFailed, TrainingStarted
+from runner.events import BatchHalved, Evaluated, MetricsLogged, RunFailed, TrainingStarted
+from runner.job_events import AnyEvent
 from runner.spec import DatasetEntry, RunSpec
 from runner.training.data.mix import mix_data
 from runner.training.loading.protected_load import protected_load

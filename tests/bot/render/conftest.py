@@ -9,9 +9,7 @@ from bot.render.message import Message
 from bot.render.thread import render_milestone
 from bot.story import Story, tell
 from runner.event_lines import StoredEvent
-from runner.events import (
-    AnyEvent,
-)
+from runner.job_events import AnyEvent
 from runner.jobs import JobRecord
 from runner.spec import RunSpec
 

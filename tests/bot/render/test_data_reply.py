@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bot.render.message import Message
-from runner.events import (
-    AnyEvent,
-    ChildEvent,
-    DataMixed,
-)
+from runner.events import ChildEvent, DataMixed
+from runner.job_events import AnyEvent
 
 Render = Callable[[Iterable[AnyEvent]], list[Message]]
 

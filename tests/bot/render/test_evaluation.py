@@ -6,15 +6,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from bot.render.message import PHONE_COLUMNS, Message
-from runner.events import (
-    AnyEvent,
-    ChildEvent,
-    DataMixed,
-    Evaluated,
-    JobSucceeded,
-    LossEvaluated,
-    RunSucceeded,
-)
+from runner.events import ChildEvent, DataMixed, Evaluated, LossEvaluated, RunSucceeded
+from runner.job_events import AnyEvent, JobSucceeded
 from runner.reports import BestStep, ExactMatch, Sample, TraitLoss
 from tests.examples import SHARE
 

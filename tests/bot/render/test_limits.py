@@ -10,21 +10,15 @@ import pytest
 from bot.render.message import Message
 from bot.workspace.blocks import check_blocks
 from runner.events import (
-    AnyEvent,
     CheckpointChosen,
     ChildEvent,
     DataMixed,
     Evaluated,
-    JobCancelled,
-    JobClaimed,
-    JobDeclined,
-    JobFailed,
-    JobQueued,
-    JobRequeued,
     RungFailed,
     TrainingStarted,
     VersionsReported,
 )
+from runner.job_events import AnyEvent, JobCancelled, JobClaimed, JobDeclined, JobFailed, JobQueued, JobRequeued
 from runner.reports import FailedRung, Sample, TraitLoss
 
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)

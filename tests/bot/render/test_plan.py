@@ -13,9 +13,16 @@ from bot.story import Story, tell_all
 from bot.workspace.blocks import check_blocks
 from runner.event_lines import StoredEvent
 from runner.events import (
-    AnyEvent,
     ChildEvent,
     Evaluated,
+    LossEvaluated,
+    MetricsLogged,
+    PhaseStarted,
+    RunSucceeded,
+    TrainingStarted,
+)
+from runner.job_events import (
+    AnyEvent,
     FinalEvent,
     JobCancelled,
     JobClaimed,
@@ -23,12 +30,7 @@ from runner.events import (
     JobQueued,
     JobRequeued,
     JobSucceeded,
-    LossEvaluated,
-    MetricsLogged,
-    PhaseStarted,
-    RunSucceeded,
     StopRequested,
-    TrainingStarted,
 )
 from runner.jobs import JobRecord
 from runner.reports import Phase, TraitLoss

@@ -12,12 +12,22 @@ from bot.render.thread import render_milestone
 from bot.story import Story
 from runner.event_lines import StoredEvent
 from runner.events import (
-    AnyEvent,
     BatchHalved,
     CheckpointChosen,
     CheckpointSaved,
     ChildEvent,
     ConfigLoaded,
+    MetricsLogged,
+    ModelLoaded,
+    PhaseStarted,
+    RungFailed,
+    RunSucceeded,
+    TokenizerLoaded,
+    TrainingStarted,
+    VersionsReported,
+)
+from runner.job_events import (
+    AnyEvent,
     JobCancelled,
     JobClaimed,
     JobDeclined,
@@ -25,15 +35,7 @@ from runner.events import (
     JobQueued,
     JobRequeued,
     JobSucceeded,
-    MetricsLogged,
-    ModelLoaded,
-    PhaseStarted,
-    RungFailed,
-    RunSucceeded,
     StopRequested,
-    TokenizerLoaded,
-    TrainingStarted,
-    VersionsReported,
 )
 from runner.jobs import JobRecord
 from runner.pools import Freeze

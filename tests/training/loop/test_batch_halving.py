@@ -13,8 +13,9 @@ import pytest
 
 from runner.errors import TrainingError
 from runner.event_lines import parse_event
-from runner.events import AnyEvent, BatchHalved, ChildEvent, MetricsLogged, RunFailed, RunSucceeded, TrainingStarted
+from runner.events import BatchHalved, ChildEvent, MetricsLogged, RunFailed, RunSucceeded, TrainingStarted
 from runner.hyperparameters import Training
+from runner.job_events import AnyEvent
 from runner.spec import RunSpec
 from runner.training.data.mix import mix_data
 from runner.training.loading.protected_load import protected_load
