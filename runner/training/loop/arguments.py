@@ -18,7 +18,6 @@ from runner.hyperparameters import Training
 from runner.optimizers import choose_optimizer
 from runner.reports import Resolved
 from runner.spec import RunSpec
-from runner.training import ranks
 
 _NEVER = 2**53
 """A step that no run reaches."""
@@ -164,7 +163,6 @@ def training_arguments(training: Training, output_dir: Path, compute_dtype: str,
         report_to="none",
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
-        ddp_timeout=int(ranks.COLLECTIVE_TIMEOUT.total_seconds()),
         **_warmup(training.warmup_ratio or training.warmup_steps),
         **_sampling(training.group_by_length),
         **_checkpointing(training),
