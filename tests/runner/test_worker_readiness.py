@@ -61,6 +61,7 @@ def test_a_host_whose_canary_fails_takes_no_job_says_why_and_takes_it_once_it_ha
 
 def test_a_worker_takes_no_job_while_its_canary_runs(  # noqa: PLR0917 - fixtures
     store: Store,
+    broker: RedisBroker,
     settings: RunnerSettings,
     submit_job: Submit,
     valkey_url: str,
@@ -69,6 +70,7 @@ def test_a_worker_takes_no_job_while_its_canary_runs(  # noqa: PLR0917 - fixture
 ) -> None:
     passed = threading.Event()
     job = submit_job()
+    issue_ticket(broker, job.pool)
 
     def try_out() -> str | None:
         passed.wait()
@@ -77,10 +79,11 @@ def test_a_worker_takes_no_job_while_its_canary_runs(  # noqa: PLR0917 - fixture
     with working(valkey_url, "succeed()", settings, try_out):
         try:
             eventually(lambda: why(store).startswith("checking: "))
-            assert store.get(job.id).state is JobState.QUEUED
+            with working(valkey_url, "succeed()", dataclasses.replace(settings, host="host-b")):
+                eventually(lambda: store.get(job.id).state is JobState.SUCCEEDED)
         finally:
             passed.set()
-        eventually(lambda: store.get(job.id).state is JobState.SUCCEEDED)
+    assert store.get(job.id).host == "host-b"
 
 
 def test_a_worker_whose_disk_is_nearly_full_leaves_the_job_to_another_one(  # noqa: PLR0917 - fixtures
